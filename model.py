@@ -1,0 +1,351 @@
+"""What is the network? GPT-2's Transformer, its scalar twin for rewards and values, sampling with a cache, checkpoints.
+
+Everything that would be wrong if two scripts did it differently lives here: the network, the one place that shifts
+logits against tokens (`token_logprobs`), the one place that samples (`generate`), and what a checkpoint holds.
+
+Layout of tokens everywhere: right-padded rows [prompt, response, padding]. A causal network never looks to the right,
+so padding needs no attention mask and may hold any id. Which tokens count is said by a float `mask` that is made where
+tokens are made, and carried along.
+
+Shapes: B batch   T tokens   C channels   H heads   V vocabulary   P prompt tokens   N new tokens   S cached tokens
+References: Radford et al. 2019 (GPT-2), Brown et al. 2020 (GPT-3 sizes), Ouyang et al. 2022 (InstructGPT).
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from data.bpe import encoding_from
+from plumbing import BadInput, require, whole_file
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128  # C
+    block_size: int = 192  # longest sequence, in tokens
+    vocab_size: int = 1024  # V
+    dropout: float = 0.0  # on embeddings and on what each block adds ("residual dropout")
+
+
+SIZES = {
+    "village": GPTConfig(),
+    "gpt2": GPTConfig(12, 12, 768, 1024, 50257),
+    "gpt2-medium": GPTConfig(24, 16, 1024, 1024, 50257),
+    "gpt2-large": GPTConfig(36, 20, 1280, 1024, 50257),
+    "gpt2-xl": GPTConfig(48, 25, 1600, 1024, 50257),
+    "gpt3-1.3b": GPTConfig(24, 16, 2048, 2048, 50257),  # the paper's "XL", heads as in Stiennon et al. 2020, Table 3
+    "gpt3-6.7b": GPTConfig(32, 32, 4096, 2048, 50257),  # its "6B", the size of the reward and value models
+    "gpt3-175b": GPTConfig(96, 96, 12288, 2048, 50257),
+}
+
+# ---------------------------------------------------------------------------------------------------- the Transformer
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg, layer):
+        super().__init__()
+        require(cfg.n_embd % cfg.n_head == 0, f"n_embd {cfg.n_embd} must be a multiple of n_head {cfg.n_head}")
+        self.n_head, self.layer = cfg.n_head, layer
+        self.c_attn = nn.Linear(cfg.n_embd, 3 * cfg.n_embd)  # queries, keys and values in one matrix, GPT-2's names
+        self.c_proj = nn.Linear(cfg.n_embd, cfg.n_embd)
+
+    def forward(self, x, cache=None):
+        """x: (B, T, C) -> (B, T, C). With a cache (see KVCache), T new tokens look at everything their row holds."""
+        B, T, C = x.shape
+        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(C, dim=2))  # (B, H, T, C/H)
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            k, v, visible = cache.extend(self.layer, k, v)  # (B, H, S, C/H) twice, (B, 1, T, S)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.c_fc = nn.Linear(cfg.n_embd, 4 * cfg.n_embd)
+        self.c_proj = nn.Linear(4 * cfg.n_embd, cfg.n_embd)
+
+    def forward(self, x):
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, cfg, layer):
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(cfg.n_embd), Attention(cfg, layer)
+        self.ln_2, self.mlp = nn.LayerNorm(cfg.n_embd), MLP(cfg)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(self, x, cache=None):
+        x = x + self.dropout(self.attn(self.ln_1(x), cache))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+
+class Transformer(nn.Module):
+    """Tokens in, hidden states out. GPT and ScalarModel are this with a different last step."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.config = cfg
+        self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)  # token embedding, and transposed, the unembedding
+        self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd)  # learned positions
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.h = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layer))
+        self.ln_f = nn.LayerNorm(cfg.n_embd)
+
+    def forward(self, tokens, cache=None, positions=None):
+        """tokens: (B, T) ids -> hidden states (B, T, C). positions: (B, T), default 0…T-1."""
+        T = tokens.size(1)
+        if positions is None:
+            if T > self.config.block_size:
+                raise BadInput(f"{T} tokens do not fit the context of {self.config.block_size}; shorten them")
+            positions = torch.arange(T, device=tokens.device)
+        x = self.dropout(self.wte(tokens) + self.wpe(positions))
+        for block in self.h:
+            x = block(x, cache)
+        return self.ln_f(x)
+
+
+def init_weights(module, n_layer):
+    """GPT-2's initialisation: N(0, 0.02), and residual projections scaled by 1/sqrt(number of residual additions)."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("c_proj.weight"):
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layer))
+        elif parameter.dim() >= 2:
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+class GPT(nn.Module):
+    """A language model: the policy, the reference, the baselines."""
+
+    kind = "policy"
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.config = cfg
+        self.transformer = Transformer(cfg)
+        init_weights(self, cfg.n_layer)
+
+    def forward(self, tokens, **kwargs):
+        """(B, T) -> hidden states (B, T, C). Turn into logits with `unembed`, and only where they are needed."""
+        return self.transformer(tokens, **kwargs)
+
+    def unembed(self, hidden):
+        """(..., C) -> logits (..., V). The unembedding is the token embedding transposed ("tied"), as in GPT-2."""
+        return F.linear(hidden, self.transformer.wte.weight)
+
+
+class ScalarModel(nn.Module):
+    """The same network with the unembedding replaced by a projection to one number (paper App. C).
+
+    The reward model reads it at the last response token; the value model reads it at every token. `bias` is the
+    reward model's normalisation (demonstrations score 0 on average, §3.5); it is part of the checkpoint.
+    """
+
+    kind = "scalar"
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.config = cfg
+        self.transformer = Transformer(cfg)
+        init_weights(self, cfg.n_layer)
+        self.head = nn.Linear(cfg.n_embd, 1)
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(cfg.n_embd + 1))  # Stiennon et al. 2020, App. B
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("bias", torch.zeros(()))
+
+    @classmethod
+    def from_gpt(cls, gpt, dropout=0.0):
+        """A scalar model whose body is a copy of `gpt`'s."""
+        model = cls(replace(gpt.config, dropout=dropout))
+        model.transformer.load_state_dict(gpt.transformer.state_dict())
+        return model.to(gpt.transformer.wte.weight.device)
+
+    def forward(self, tokens):
+        """(B, T) ids -> one scalar per position (B, T)."""
+        return self.head(self.transformer(tokens)).squeeze(-1) + self.bias
+
+    def score(self, tokens, lengths):
+        """Score of each row, read at its last real token. tokens: (B, T), lengths: (B,) -> (B,)."""
+        last = lengths - 1
+        hidden = self.transformer(tokens)[torch.arange(len(tokens), device=tokens.device), last]  # (B, C)
+        return self.head(hidden).squeeze(-1) + self.bias
+
+
+# ---------------------------------------------------------------------------------------------------- bookkeeping of tokens
+
+
+def pad(rows, device="cpu", value=0):
+    """Lists of ids of unequal length -> right-padded tokens (B, T) and lengths (B,)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.full((len(rows), max(1, int(lengths.max()))), value)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.as_tensor(row)
+    return tokens.to(device), lengths.to(device)
+
+
+def response_mask(prompt_lengths, lengths, T):
+    """1.0 on the response tokens of right-padded rows, end-of-text included. (B,), (B,) -> (B, T) float."""
+    t = torch.arange(T, device=lengths.device)
+    return ((t >= prompt_lengths[:, None]) & (t < lengths[:, None])).float()
+
+
+def masked_mean(x, mask):
+    """Mean of x over the places where mask is 1 (all rows together)."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+def token_logprobs(model, tokens, mask, entropy=False):
+    """log π(token t | tokens before t) wherever mask[t] = 1, and 0 elsewhere. THE place that shifts.
+
+    The hidden state at position t-1 predicts token t, so both are picked by the same mask and only those positions are
+    unembedded. tokens, mask: (B, T) -> (B, T). With entropy=True also the entropy (nats) of each of those predictions.
+    """
+    assert mask[:, 0].sum() == 0, "the first token of a row has nothing before it that could predict it"
+    chosen = mask.bool()
+    logits = model.unembed(model(tokens)[:, :-1][chosen[:, 1:]]).float()  # (number of ones in mask, V)
+    logprobs = torch.zeros_like(mask).masked_scatter(chosen, -F.cross_entropy(logits, tokens[chosen], reduction="none"))
+    if not entropy:
+        return logprobs
+    with torch.no_grad():
+        spread = logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+    return logprobs, torch.zeros_like(mask).masked_scatter(chosen, spread)
+
+
+def values_before(value_model, tokens, mask):
+    """V of the state before token t was chosen, wherever mask[t] = 1 (paper §9: read where the token is emitted)."""
+    V = value_model(tokens)
+    return torch.cat([torch.zeros_like(V[:, :1]), V[:, :-1]], dim=1) * mask
+
+
+# ---------------------------------------------------------------------------------------------------- sampling
+
+
+class KVCache:
+    """Keys and values of all layers, preallocated for the longest row. Each row is written at its own length."""
+
+    def __init__(self, cfg, B, S, like):
+        self.k = torch.zeros(cfg.n_layer, B, cfg.n_head, S, cfg.n_embd // cfg.n_head, device=like.device, dtype=like.dtype)
+        self.v = torch.zeros_like(self.k)
+
+    def place(self, positions):
+        """Say where the next tokens go: positions (B, T). They will see everything up to themselves, nothing later."""
+        self.rows, self.positions = torch.arange(len(positions), device=positions.device)[:, None], positions
+        self.S = int(positions.max()) + 1
+        self.visible = torch.arange(self.S, device=positions.device) <= positions[:, None, :, None]  # (B, 1, T, S)
+
+    def extend(self, layer, k, v):
+        """Store k, v (B, H, T, C/H) of one layer and return all of its keys and values so far, and who may see whom."""
+        self.k[layer][self.rows, :, self.positions] = k.transpose(1, 2)
+        self.v[layer][self.rows, :, self.positions] = v.transpose(1, 2)
+        return self.k[layer, :, :, : self.S], self.v[layer, :, :, : self.S], self.visible
+
+    def keep(self, rows):
+        """Drop the rows that are not in the boolean `rows`."""
+        self.k, self.v = self.k[:, rows], self.v[:, rows]
+
+
+def pick(logits, temperature, u):
+    """One token per row: the most likely if temperature is 0, else sampled by inverting the cumulative distribution.
+
+    logits: (B, V), u: (B,) uniform in [0, 1) -> (B,) ids.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = F.softmax(logits.float() / temperature, dim=-1).cumsum(-1)
+    u = u[:, None] * cumulative[:, -1:]  # rounding may leave the last entry a hair below 1
+    return torch.searchsorted(cumulative, u, right=True).squeeze(-1).clamp(max=logits.size(-1) - 1)
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new_tokens, eot, temperature=1.0, generator=None, use_cache=True):
+    """Continue every prompt until end-of-text or `max_new_tokens`.
+
+    prompts: list of B lists of ids, of any lengths. Returns tokens (B, T) right-padded rows [prompt, response], lengths
+    (B,), and mask (B, T), 1.0 on the tokens that were sampled (end-of-text included). Rows that have ended are dropped
+    from the work. `use_cache=False` recomputes the whole prefix for every token: the plain version, for the test and
+    the stopwatch. Both draw the same random numbers, so they give the same text.
+    """
+    device, cfg = model.transformer.wte.weight.device, model.config
+    tokens, lengths = pad(prompts, device)
+    B, P = tokens.shape
+    require(int(lengths.min()) > 0, "an empty prompt cannot be continued")
+    require(P + max_new_tokens <= cfg.block_size, f"prompt of {P} + {max_new_tokens} new tokens > context {cfg.block_size}")
+    was_training = model.training
+    model.eval()  # dropout while sampling would make the ratio on the first minibatch differ from 1
+    tokens = F.pad(tokens, (0, max_new_tokens), value=eot)
+    prompt_lengths, lengths = lengths, lengths.clone()
+    active = torch.arange(B, device=device)  # rows still being worked on
+    going = torch.ones(B, dtype=torch.bool, device=device)  # which of those have not ended
+    cache = KVCache(cfg, B, P + max_new_tokens, model.transformer.wte.weight) if use_cache else None
+    positions = torch.arange(P, device=device).expand(B, P)  # of the tokens to feed: first the prompts, then one a row
+    for _ in range(max_new_tokens):
+        if use_cache:
+            cache.place(positions)
+            hidden = model(tokens[active[:, None], positions], cache=cache, positions=positions)
+        else:
+            hidden = model(tokens[active, : int(lengths[active].max())])
+        last = lengths[active] - 1 if hidden.size(1) > 1 else torch.zeros_like(active)
+        logits = model.unembed(hidden[torch.arange(len(active), device=device), last])  # (active rows, V)
+        u = torch.rand(B, generator=generator, device=device)  # for all rows: dropping some must not change the others
+        new = pick(logits, temperature, u[active])
+        writing = active[going]
+        tokens[writing, lengths[writing]] = new[going]
+        lengths[writing] += 1
+        going = going & (new != eot)
+        share = going.float().mean().item()
+        if share == 0:
+            break
+        if share < 0.8 or not use_cache:  # carrying an ended row is cheap, cutting it out copies the cache: wait a little
+            if use_cache:
+                cache.keep(going)
+            active, going = active[going], going[going]
+        positions = (lengths[active] - 1)[:, None]
+    model.train(was_training)
+    T = int(lengths.max())
+    return tokens[:, :T], lengths, response_mask(prompt_lengths, lengths, T)
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(path, model, tokenizer, config, step, **more):
+    """One file that another stage can open alone: weights, shape, tokenizer, and how it was made. Whole or not at all."""
+    checkpoint = {"kind": model.kind, "model": model.state_dict(), "model_config": asdict(model.config)}
+    with whole_file(path, "wb") as file:
+        torch.save(checkpoint | {"tokenizer": tokenizer, "config": asdict(config), "step": step} | more, file)
+
+
+def load_checkpoint(path, kind, device="cpu", dropout=0.0, tokenizer=None):
+    """-> (model, encoding, checkpoint dict). Refuses another kind of model or, if one is given, another tokenizer.
+
+    kind: "policy" gives a GPT, "scalar" a ScalarModel. The model comes in eval mode, on `device`.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        found, weights = checkpoint["kind"], checkpoint["model"]
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such checkpoint; run the step that writes it, or pass another path") from None
+    except OSError:
+        raise
+    except Exception as problem:
+        reason = str(problem).splitlines()[0][:80] if str(problem) else type(problem).__name__
+        raise BadInput(f"{path}: not a checkpoint of this project ({reason}); pass a .pt file our scripts wrote") from None
+    require(found == kind, f"{path}: holds a {found} model, but a {kind} model is needed here")
+    same = tokenizer is None or tokenizer == checkpoint["tokenizer"]
+    require(same, f"{path}: was trained with another tokenizer than the data folder's; use the data it was trained on")
+    config = GPTConfig(**checkpoint["model_config"] | {"dropout": dropout})
+    model = GPT(config) if kind == "policy" else ScalarModel(config)
+    model.load_state_dict(weights)
+    return model.to(device).eval(), encoding_from(checkpoint["tokenizer"]), checkpoint
