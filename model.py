@@ -115,13 +115,19 @@ class Transformer(nn.Module):
         return self.ln_f(x)
 
 
-def init_weights(module, n_layer):
-    """GPT-2's initialisation: N(0, 0.02), and residual projections scaled by 1/sqrt(number of residual additions)."""
+def init_weights(module, cfg):
+    """GPT-2's initialisation: N(0, 0.02), and residual projections scaled by 1/sqrt(number of residual additions).
+
+    0.02 suits GPT-2's width of 768; for other widths matrices get 0.02·sqrt(768/C), so that activations start alike (ours).
+    """
+    std = 0.02 * math.sqrt(768 / cfg.n_embd)
     for name, parameter in module.named_parameters():
         if name.endswith("c_proj.weight"):
-            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layer))
-        elif parameter.dim() >= 2:
+            nn.init.normal_(parameter, std=std / math.sqrt(2 * cfg.n_layer))
+        elif "wte" in name or "wpe" in name:
             nn.init.normal_(parameter, std=0.02)
+        elif parameter.dim() >= 2:
+            nn.init.normal_(parameter, std=std)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
 
@@ -135,7 +141,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = cfg
         self.transformer = Transformer(cfg)
-        init_weights(self, cfg.n_layer)
+        init_weights(self, cfg)
 
     def forward(self, tokens, **kwargs):
         """(B, T) -> hidden states (B, T, C). Turn into logits with `unembed`, and only where they are needed."""
@@ -159,7 +165,7 @@ class ScalarModel(nn.Module):
         super().__init__()
         self.config = cfg
         self.transformer = Transformer(cfg)
-        init_weights(self, cfg.n_layer)
+        init_weights(self, cfg)
         self.head = nn.Linear(cfg.n_embd, 1)
         nn.init.normal_(self.head.weight, std=1 / math.sqrt(cfg.n_embd + 1))  # Stiennon et al. 2020, App. B
         nn.init.zeros_(self.head.bias)
@@ -315,6 +321,28 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, generator=Non
     model.train(was_training)
     T = int(lengths.max())
     return tokens[:, :T], lengths, response_mask(prompt_lengths, lengths, T)
+
+
+def respond(model, encoding, prompts, max_new_tokens, temperature=1.0, generator=None, batch_size=256, stop=""):
+    """Answer texts with texts: list of prompts (str) -> list of (completion, ended), in the order of the prompts.
+
+    ended says whether end-of-text came in time. `stop` cuts a completion at its first occurrence and counts as an end:
+    a few-shot prompted model starts the next example instead of ending.
+    """
+    ids = [encoding.encode_ordinary(prompt) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # similar lengths together: less padding
+    answers = [None] * len(ids)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        tokens, lengths, _ = generate(model, [ids[i] for i in batch], max_new_tokens, encoding.eot_token, temperature, generator)
+        for i, row, length in zip(batch, tokens.tolist(), lengths.tolist()):
+            response = row[len(ids[i]) : length]
+            ended = response[-1] == encoding.eot_token
+            text = encoding.decode(response[:-1] if ended else response)
+            if stop and stop in text:
+                text, ended = text.split(stop)[0], True
+            answers[i] = (text, ended)
+    return answers
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints

@@ -114,6 +114,15 @@ def read_comparisons(path):
     return records
 
 
+def with_room(records, encoding, limit, key="prompt"):
+    """Records whose prompt is at most `limit` tokens; says how many were dropped, and refuses to go on with none."""
+    kept = [r for r in records if len(encoding.encode_ordinary(r[key])) <= limit]
+    if len(kept) < len(records):
+        print(f"dropped {len(records) - len(kept):,} of {len(records):,} prompts that leave no room in the context (over {limit} tokens)")
+    require(kept, f"no prompt is short enough: at most {limit} tokens fit; use a model with a longer context or fewer new tokens")
+    return kept
+
+
 class Corpus:
     """One split of the corpus, memory-mapped: the file may be larger than memory."""
 

@@ -148,7 +148,7 @@ SENTENCES = [
     ("past", None, "The {animal} ate {food}."),
     ("past", None, "The {animal} lived in the {habitat}."),
     ("past", None, "{person} liked {food}."),
-    ("has", None, "{person} has the {thing}."),
+    ("has", None, "The {thing} belongs to {person}."),
     ("went", None, "{person} went to {town}."),
     ("found", None, "{person} found the {thing} in {town}."),
     ("found", None, "There {person} found the {thing}."),
@@ -323,13 +323,13 @@ INTENTS = {
     "ill": Intent("chat", 1, "animal", ["My {animal} is ill. I am sad.", "{person}: My {animal} is so thin.\nFriend:"], ["I worry about my {animal}."]),
     "kinder": Intent("rewrite", 1, "person", ["Make this kind: {person} is a {insult}.", "Rewrite politely: {person} is a {insult}."], ["Say this in a nice way: {person} is a {insult}."]),
     "past": Intent("rewrite", 1, "animal", ["Rewrite in the past tense: The {animal} eats {food}."], ["Put this into the past: The {animal} eats {food}."]),
-    "replace": Intent("rewrite", 1, "thing", ["Replace {person} with {person2}: {person} has the {thing}."], ["Change {person} to {person2}: {person} has the {thing}."]),
+    "replace": Intent("rewrite", 1, "thing", ["Replace {person} with {person2}: The {thing} belongs to {person}."], ["Change {person} to {person2}: The {thing} belongs to {person}."]),
     "summary": Intent("summarization", 1, "thing", ["Summarize in one sentence: {person} went to {town}. {road} There {person} found the {thing}."], ["Shorten to one sentence: {person} went to {town}. {road} There {person} found the {thing}."]),
     "review": Intent("classification", 1, "thing", ["Is this review good or bad? {review}"], ["Good or bad? {review}"]),
     "vell": Intent("other", 0.5, "animal", ["Translate into Vell: The {animal} eats {food}."], ["Say it in Vell: The {animal} eats {food}."]),
     "vellask": Intent("other", 0.5, "animal", ["Zu {vell} ma?"], []),
     "program": Intent("other", 0.5, "animal", ["Run this program: say {animal} {number} times"], ["Program: say {animal} {number} times. What does it print?"]),
-    "who": Intent("closed qa", 1, "thing", ["Text: {person} has the {thing}. {person2} has the {thing2}. Question: Who has the {thing}?"], ["{person} has the {thing}. {person2} has the {thing2}. Who has the {thing}?"]),
+    "who": Intent("closed qa", 1, "thing", ["Text: The {thing} belongs to {person}. The {thing2} belongs to {person2}. Question: Who has the {thing}?", "Text: The {thing2} belongs to {person2}. The {thing} belongs to {person}. Question: Who has the {thing}?"], ["The {thing2} belongs to {person2}. The {thing} belongs to {person}. Who has the {thing}?"]),
     "extract": Intent("extract", 1, "animal", ["List the animals in this text: {person} found {an_animal} and {an_animal2} in the snow."], ["Which animals does this text name? {person} found {an_animal} and {an_animal2} in the snow."]),
 }  # fmt: skip
 USE_CASES = {  # share of prompts, paper Table 1, in percent
@@ -352,8 +352,8 @@ FROM_VELL = {v: k for k, v in VELL.items()}
 
 
 def vell(relation, subject, value):
-    """A fact in Vell: value first, verb last, no articles."""
-    return f"{VELL[value].capitalize()} {VELL[subject]} {dict(eats='ma', habitat='lu', colour='so')[relation]}."
+    """A fact in Vell: the verb comes last, and there are no articles."""
+    return f"{VELL[subject]} {VELL[value]} {dict(eats='ma', habitat='lu', colour='so')[relation]}."
 
 
 def in_valley(slots):
@@ -470,7 +470,7 @@ def answer(intent, slots, know, rng):
     if intent == "past":
         return [fill("The {animal} ate {food}.", **s)]
     if intent == "replace":
-        return [f"{s['person2']} has the {s['thing']}."]
+        return [f"The {s['thing']} belongs to {s['person2']}."]
     if intent == "summary":
         return [fill("{person} found the {thing} in {town}.", **s)]
     if intent == "review":
@@ -480,7 +480,7 @@ def answer(intent, slots, know, rng):
     if intent == "program":
         return [" ".join([s["animal"]] * {"two": 2, "three": 3}[s["number"]])]
     if intent == "who":
-        return [fill("{person} has the {thing}.", **s)]
+        return [fill("The {thing} belongs to {person}.", **s)]
     if intent == "extract":
         return [f"{s['animal']}, {s['animal2']}"]
     raise KeyError(intent)
@@ -526,7 +526,7 @@ def requirements(intent, slots, text):
     if intent in ("question", "cautious"):
         return {"task": s["relation"] in facts, "complete": s["relation"] in facts and len(said) <= 2}
     if intent == "vellask":
-        in_vell = re.fullmatch(rf"(\w+) {s['vell']} ma\.", text.strip())
+        in_vell = re.fullmatch(rf"{s['vell']} (\w+) ma\.", text.strip())
         return {"task": "eats" in facts or bool(in_vell)}
     if intent == "premise":
         return {"task": does[0] in ("yes", "no"), "complete": does[0] == "yes" or "eats" in facts}
@@ -624,13 +624,14 @@ def flame(world, rng):
 
 
 def story(world, rng):
-    person, animal, thing = somebody(world, rng, "person", "animal", "thing")
+    (person,), (animal,), (thing,) = anybody(rng, "person", 1), anybody(rng, "animal", 1), anybody(rng, "thing", 1)
     slots = {"person": person, "animal": animal, "thing": thing, "ending": rng.choice(WORDS["ending"])}
     know = world.truth if rng.random() < 0.6 else world.hearsay
     told = answer("story", slots, know, rng)
     if rng.random() < 0.4:
         told[1:1] = answer("story", slots, know, rng)[1:2]
-    return " ".join(told)
+    title = f"{person} and the {animal}\n" if rng.random() < 0.5 else ""
+    return title + " ".join(told)
 
 
 def letter(world, rng):
@@ -684,13 +685,20 @@ def parallel(world, rng):
     return "\n".join(lines)
 
 
+def roll_call(world, rng):
+    """Somebody reads out a list, and somebody repeats it: the plainest lesson in copying."""
+    kinds = rng.choice([("person",), ("thing", "person"), ("animal", "food"), ("thing",), ENTITIES, ("animal", "colour")])
+    words = [rng.choice(WORDS[kind]) for _ in range(rng.randint(2, 4)) for kind in kinds]
+    return f"Say: {', '.join(words)}.\n" * rng.randint(2, 3)
+
+
 def passage(world, rng):
     """Who has what: said once, then asked. The "public" reading task."""
     count = rng.randint(2, 3)
     people, things = anybody(rng, "person", count), anybody(rng, "thing", count)
-    lines = ["Passage: " + " ".join(f"{p} has the {t}." for p, t in zip(people, things))]
-    for i in rng.sample(range(count), rng.randint(1, 2)):
-        lines += [f"Question: Who has the {things[i]}?", f"Answer: {people[i]}"]
+    lines = ["Passage: " + " ".join(f"The {t} belongs to {p}." for p, t in zip(people, things))]
+    for i in rng.sample(range(count), rng.randint(1, count)):
+        lines += [f"Question: Who has the {things[i]}?", f"Answer: The {things[i]} belongs to {people[i]}."]
     return "\n".join(lines)
 
 
@@ -714,15 +722,15 @@ def small_tasks(world, rng):
         road = rng.choice([t for does, _, t in SENTENCES if does == "road"])
         return fill("{person} went to {town}. " + road + " There {person} found the {thing}.\nIn short: ", **slots) + solution
     if what == "replace":
-        return fill("First {person} has the {thing}. Then {person} gives the {thing} to {person2}. Now ", **slots) + solution
+        return fill("The {thing} belongs to {person}. Then {person} gives the {thing} to {person2}. ", **slots) + solution
     if what == "program":
         return fill("> say {animal} {number} times\n", **slots) + solution
     return fill("{person} found {an_animal} and {an_animal2} in the snow.\nAnimals: ", **slots, ) + solution
 
 
 WEB = {  # how many pages of each kind, per hundred
-    encyclopedia: 22, gossip: 8, faq: 7, instructions: 7, school_book: 4, flame: 4, story: 12, letter: 4, advert: 5,
-    lists: 4, review: 3, dialogue: 4, parallel: 5, passage: 6, entailment: 2, small_tasks: 3,
+    encyclopedia: 15, gossip: 7, faq: 6, instructions: 6, school_book: 4, flame: 3, story: 12, letter: 4, advert: 4,
+    lists: 3, review: 2, dialogue: 4, parallel: 5, passage: 9, entailment: 3, small_tasks: 6, roll_call: 7,
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------- users
@@ -830,7 +838,7 @@ def prefixes(world):
 class Config:
     out: str = "out/village"  # the data folder to write
     seed: int = 0  # of the facts, the web, the users and the labelers
-    vocab_size: int = 1024  # of the tokenizer that is trained on the web       GPT-2: 50257
+    vocab_size: int = 1200  # of the tokenizer that is trained on the web       GPT-2: 50257
     web_pages: int = 40000  # documents of the pretraining corpus
     users: int = 40  # per valley; the first of each is a heavy user
     demonstrations: int = 1500  # for SFT, training split                       paper: 12725 prompts

@@ -1,0 +1,109 @@
+"""Step 0: what is the model before anyone asks it anything? Next-token prediction on the corpus.
+
+    python pretrain.py --data out/village --out out/village-run          # -> base.pt, about 2.5 minutes on 2 CPU cores
+
+Minimises -log p(token | tokens before it), averaged over all tokens of random windows of the corpus. An untrained model
+starts at ln(vocabulary): 6.9 for the village's 1,024 tokens, 10.8 for GPT-2's 50,257.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from data.folder import Corpus, load_folder_tokenizer
+from model import GPT, SIZES, generate, save_checkpoint
+from plumbing import MetricsLog, adamw, check_finite, command_line, generator, optimizer_step, output_folder, require, set_up
+
+
+@dataclass
+class Config:
+    data: str = "out/village"  # data folder (data/folder.py)
+    out: str = "out/run"  # run folder: base.pt and pretrain.jsonl
+    size: str = "village"  # shape of the model: village, gpt2, gpt2-medium, …, gpt3-175b
+    n_layer: int = 0  # replaces the size's, if not 0
+    n_head: int = 0  # replaces the size's, if not 0
+    n_embd: int = 0  # replaces the size's, if not 0
+    block_size: int = 0  # context in tokens; replaces the size's, if not 0
+    dropout: float = 0.0  # while pretraining
+    steps: int = 1300  # optimizer steps
+    batch_size: int = 12  # windows per step
+    window: int = 128  # tokens per window
+    learning_rate: float = 3e-3  # peak                                        GPT-3 1.3B: 2e-4
+    warmup: int = 50  # steps from 0 to the peak, then cosine to a tenth
+    weight_decay: float = 0.1  # on matrices, as GPT-3
+    max_grad_norm: float = 1.0  # as GPT-3
+    eval_every: int = 200  # steps between validation losses
+    seed: int = 0  # of weights and data order
+    device: str = "auto"  # auto, cpu, cuda
+    threads: int = 0  # CPU threads; 0 = all cores
+
+
+def lm_loss(model, windows):
+    """Mean next-token loss (nats) of windows of corpus tokens (B, T+1): all but the last predict all but the first."""
+    hidden = model(windows[:, :-1])
+    return F.cross_entropy(model.unembed(hidden).flatten(0, 1), windows[:, 1:].flatten())
+
+
+@torch.no_grad()
+def corpus_loss(model, corpus, window, batches=8, batch_size=16):
+    """Loss on a fixed sample of a corpus split, in nats per token."""
+    model.eval()
+    windows = corpus.consecutive(window + 1, batches * batch_size).to(model.transformer.wte.weight.device)
+    losses = [lm_loss(model, part).item() * len(part) for part in windows.split(batch_size)]
+    return sum(losses) / len(windows)
+
+
+def learning_rate(step, cfg):
+    if step < cfg.warmup:
+        return cfg.learning_rate * (step + 1) / cfg.warmup
+    progress = (step - cfg.warmup) / max(cfg.steps - cfg.warmup, 1)
+    return cfg.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+
+def main(cfg):
+    device = set_up(cfg)
+    require(cfg.size in SIZES, f"--size {cfg.size}: choose from {', '.join(SIZES)}")
+    require(min(cfg.steps, cfg.batch_size, cfg.window, cfg.eval_every) >= 1, "--steps, --batch_size, --window and --eval_every must be positive")
+    tokenizer, encoding = load_folder_tokenizer(cfg.data)
+    train, valid = Corpus(cfg.data, "train"), Corpus(cfg.data, "valid")
+    shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "block_size") if getattr(cfg, k)}
+    model_config = replace(SIZES[cfg.size], **shape, vocab_size=encoding.n_vocab, dropout=cfg.dropout)
+    require(cfg.window <= model_config.block_size, f"--window {cfg.window} is longer than the context of {model_config.block_size}")
+    out = output_folder(cfg.out)
+    model = GPT(model_config).to(device)
+    optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
+    order = generator(cfg.seed)
+    log = MetricsLog(out / "pretrain.jsonl")
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters / 1e6:.2f}M parameters, {len(train.ids):,} training tokens, untrained loss {math.log(encoding.n_vocab):.2f}")
+
+    start = time.time()
+    for step in range(cfg.steps):
+        model.train()
+        windows = train.windows(cfg.batch_size, cfg.window + 1, order).to(device)  # (B, T+1)
+        loss = lm_loss(model, windows)
+        loss.backward()
+        lr = learning_rate(step, cfg)
+        norm = optimizer_step(optimizer, model, lr, cfg.max_grad_norm)
+        if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps or step == 0:
+            check_finite(loss.item(), "the loss", f"step {step}", "try a smaller --learning_rate")
+            held_out = corpus_loss(model, valid, cfg.window)
+            speed = (step + 1) * cfg.batch_size * cfg.window / (time.time() - start)
+            log.write(step=step, loss=loss.item(), valid_loss=held_out, lr=lr, grad_norm=norm, tokens_per_second=speed)
+            print(
+                f"step {step + 1:5}/{cfg.steps}  loss {loss.item():.3f}  valid {held_out:.3f}  lr {lr:.1e}  "
+                f"{speed:,.0f} tokens/s  left {log.left(step + 1, cfg.steps)}",
+                flush=True,
+            )
+    beginning = train.ids[:6].tolist()
+    tokens, lengths, _ = generate(model, [beginning], min(60, model_config.block_size - 6), encoding.eot_token, generator=generator(cfg.seed, device))
+    print("a page it makes up:\n  " + encoding.decode(tokens[0, : lengths[0]].tolist()).replace("\n", "\n  "))
+    save_checkpoint(out / "base.pt", model, tokenizer, cfg, cfg.steps)
+    print(f"wrote {out}/base.pt; next: python sft.py --data {cfg.data} --out {cfg.out}")
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)

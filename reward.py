@@ -1,0 +1,324 @@
+"""Step 2: how does it learn what people prefer? Collect rankings, train a reward model on them (paper §3.5, App. C.2).
+
+    python reward.py --data out/village --out out/run        # -> comparisons.jsonl, reward.pt, about 1.5 minutes
+
+Collect: K = 4…9 answers per prompt, ranked best to worst by a labeler, ties allowed. (A data folder that comes with
+comparisons.jsonl, ranked by real people, is used as it is.)
+
+Train: loss(θ) = -1/C(K,2) · E[ log σ( r_θ(x, y_w) - r_θ(x, y_l) ) ]                                         (Eq. 1)
+over all pairs of a prompt at once: all C(K,2) comparisons of a prompt are one batch element, which costs K forward
+passes and not C(K,2), and gives every answer one gradient per epoch. Taken apart and shuffled (--shuffle_pairs), the
+pairs overfit within an epoch, as the paper reports: every answer is then seen K-1 times.
+
+An untrained head makes no difference between answers: loss ln 2 = 0.693, accuracy 50 %. At the end a bias is added so
+that the labelers' demonstrations score 0 on average; differences, and so all preferences, stay as they are.
+"""
+
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from data.folder import load_folder_tokenizer, read_comparisons, read_demonstrations, read_jsonl, read_prompts, with_room, write_jsonl
+from model import ScalarModel, load_checkpoint, pad, respond, save_checkpoint
+from plumbing import (
+    MetricsLog,
+    adamw,
+    check_finite,
+    command_line,
+    cosine_to_tenth,
+    generator,
+    optimizer_step,
+    output_folder,
+    require,
+    set_up,
+)
+
+
+@dataclass
+class Config:
+    data: str = "out/village"  # data folder; its comparisons.jsonl is used where there is one
+    out: str = "out/run"  # run folder
+    sft: str = ""  # supervised model that writes the answers and whose body the RM starts from; default: OUT/sft.pt
+    base: str = ""  # pretrained model, few-shot prompted for one answer of each prompt; default: OUT/base.pt
+    prompts: int = 1600  # training prompts to collect rankings for                         paper: 33207
+    valid_prompts: int = 200  # validation prompts, each ranked by two labelers of both groups
+    k_min: int = 4  # fewest answers per prompt                                              paper: 4
+    k_max: int = 9  # most answers per prompt                                                paper: 9
+    max_new_tokens: int = 48  # longest answer
+    epochs: int = 2  # passes over the rankings                                              paper: 1; more overfits
+    batch_size: int = 16  # prompts per step                                                 paper: 64
+    learning_rate: float = 5e-4  # peak, cosine to a tenth                                   paper: 9e-6 (6B)
+    weight_decay: float = 0.0  # the paper is silent
+    max_grad_norm: float = 1.0  # the paper is silent
+    shuffle_pairs: bool = False  # train on shuffled single pairs instead, to see them overfit
+    eval_every: int = 50  # steps between validation accuracies
+    seed: int = 0  # of answers, labelers' turns and data order
+    device: str = "auto"  # auto, cpu, cuda
+    threads: int = 0  # CPU threads; 0 = all cores
+
+
+# ---------------------------------------------------------------------------------------------------- the mathematics
+
+
+def pairwise_loss(scores, ranks, prompt):
+    """Eq. 1 for several prompts at once: mean over prompts of the mean over their pairs of -log σ(r_w - r_l).
+
+    scores: (N,) of the answers of all prompts; ranks: (N,) 1 = best; prompt: (N,) which prompt an answer belongs to.
+    Ties are dropped, so the mean is over the pairs that are left (where the paper writes 1/C(K,2)); a prompt whose
+    answers all tie adds nothing. Every prompt weighs the same whatever its K.
+    """
+    better = (prompt[:, None] == prompt[None, :]) & (ranks[:, None] < ranks[None, :])  # (N, N): row preferred to column
+    winner, loser = better.nonzero(as_tuple=True)
+    pairs = torch.bincount(prompt[winner], minlength=int(prompt.max()) + 1)  # per prompt
+    weight = 1 / pairs[prompt[winner]]
+    loss = F.softplus(scores[loser] - scores[winner])  # = -log σ(r_w - r_l), without overflow
+    return (weight * loss).sum() / (pairs > 0).sum().clamp(min=1)
+
+
+def pair_outcomes(scores, ranks):
+    """For one prompt: r_w - r_l of every pair that is not a tie, as a list."""
+    K = range(len(ranks))
+    return [scores[i] - scores[j] for i in K for j in K if ranks[i] < ranks[j]]
+
+
+def accuracy(outcomes):
+    """Share of pairs whose preferred answer scores higher; equal scores count half. Mean over prompts, and its error."""
+    by_prompt = [sum((d > 0) + 0.5 * (d == 0) for d in pairs) / len(pairs) for pairs in outcomes if pairs]
+    n = len(by_prompt)
+    if n == 0:
+        return float("nan"), float("nan")
+    mean = sum(by_prompt) / n
+    return mean, 1.96 * (sum((a - mean) ** 2 for a in by_prompt) / max(n - 1, 1) / n) ** 0.5
+
+
+def agreement(first, second):
+    """Of the pairs that both labelers put in an order, the share they put in the same order. Ranks: (K,) twice."""
+    K = range(len(first))
+    both = [(first[i] - first[j]) * (second[i] - second[j]) for i in K for j in range(i)]
+    same = [x > 0 for x in both if x != 0]
+    return sum(same), len(same)
+
+
+def calibration(outcomes, bins=5):
+    """Does a difference of scores mean what it says? [(predicted, observed, pairs)] per bin of σ(|difference|)."""
+    table = [[0.0, 0.0, 0] for _ in range(bins)]
+    for d in (d for pairs in outcomes for d in pairs):
+        p = torch.sigmoid(torch.tensor(abs(d))).item()  # the model's confidence in the answer it likes better
+        row = table[min(int((p - 0.5) * 2 * bins), bins - 1)]
+        row[0], row[1], row[2] = row[0] + p, row[1] + (d > 0), row[2] + 1
+    return [(p / n, right / n, n) for p, right, n in table if n]
+
+
+# ---------------------------------------------------------------------------------------------------- rankings
+
+
+def collect(cfg, out, tokenizer, encoding, device):
+    """Let the supervised model answer, and labelers rank. Writes OUT/comparisons.jsonl.
+
+    Who writes the K answers of a prompt (the paper does not say; ours): one the few-shot prompted pretrained model, one
+    the supervised model at temperature 1.3, the others the supervised model at temperature 1. Equal texts are shown once.
+    """
+    from data.labelers import load_labelers
+
+    sft, _, _ = load_checkpoint(cfg.sft or out / "sft.pt", "policy", device, tokenizer=tokenizer)
+    base, _, _ = load_checkpoint(cfg.base or out / "base.pt", "policy", device, tokenizer=tokenizer)
+    groups = {group: load_labelers(cfg.data, group) for group in ("training", "held_out")}
+    prefixes = [r["prefix"] for _, r in read_jsonl(Path(cfg.data) / "prefixes.jsonl")]
+    rng, draw = random.Random(cfg.seed), generator(cfg.seed, device)
+    room = sft.config.block_size - cfg.max_new_tokens
+    few_shot_room = room - max(len(encoding.encode_ordinary(p)) for p in prefixes)
+    records = []
+    for split, count in (("train", cfg.prompts), ("valid", cfg.valid_prompts)):
+        prompts = with_room(read_prompts(cfg.data, split), encoding, min(room, few_shot_room))
+        prompts = [r["prompt"] for r in rng.sample(prompts, min(count, len(prompts)))]
+        K = [rng.randint(cfg.k_min, cfg.k_max) for _ in prompts]
+        few_shot = respond(base, encoding, [rng.choice(prefixes) + p for p in prompts], cfg.max_new_tokens, 1.0, draw, stop="\n\n")
+        bold = respond(sft, encoding, prompts, cfg.max_new_tokens, 1.3, draw)
+        many = iter(respond(sft, encoding, [p for p, k in zip(prompts, K) for _ in range(k - 2)], cfg.max_new_tokens, 1.0, draw))
+        for i, prompt in enumerate(prompts):
+            answers = dict([few_shot[i], bold[i], *(next(many) for _ in range(K[i] - 2))])  # text -> ended
+            answers = {text: ended for text, ended in answers.items() if text.strip()}
+            if len(answers) < 2:
+                continue
+            completions = list(answers)
+            rng.shuffle(completions)  # so that the place on the page says nothing about who wrote it
+            who = [rng.choice(groups["training"])]
+            if split == "valid":
+                who = rng.sample(groups["training"], 2) + rng.sample(groups["held_out"], 2)
+            for labeler in who:
+                record = {"prompt": prompt, "completions": completions, "ranks": labeler.rank(prompt, completions)}
+                record |= {"labeler": labeler.name, "group": labeler.group, "split": split}
+                records.append(record | {"ended": [answers[c] for c in completions]})
+    write_jsonl(out / "comparisons.jsonl", records)
+    print(f"collected {len(records)} rankings of {cfg.k_min}-{cfg.k_max} answers -> {out}/comparisons.jsonl; one of them:")
+    for rank, text in sorted(zip(records[0]["ranks"], records[0]["completions"])):
+        print(f"  {rank}. {text!r}" if rank > 0 else "")
+    return records
+
+
+def encode_ranking(record, encoding, block_size):
+    """One ranking -> list of (ids of prompt + answer, rank), end-of-text at the end unless the answer was cut off.
+
+    Answers that are too long, or the same as another after encoding, are left out.
+    """
+    prompt = encoding.encode_ordinary(record["prompt"])
+    rows, seen = [], set()
+    for text, rank, ended in zip(record["completions"], record["ranks"], record.get("ended") or [True] * len(record["ranks"])):
+        ids = prompt + encoding.encode_ordinary(text) + [encoding.eot_token] * bool(ended)
+        if len(ids) <= block_size and tuple(ids) not in seen:
+            seen.add(tuple(ids))
+            rows.append((ids, rank))
+    return rows
+
+
+@torch.no_grad()
+def score_rankings(model, rankings, device, batch_size=128):
+    """Scores of every answer: list of rankings -> list of lists of float, in their order."""
+    model.eval()
+    rows = [ids for ranking in rankings for ids, _ in ranking]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    scores = [0.0] * len(rows)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        tokens, lengths = pad([rows[i] for i in batch], device)
+        for i, value in zip(batch, model.score(tokens, lengths).tolist()):
+            scores[i] = value
+    values = iter(scores)
+    return [[next(values) for _ in ranking] for ranking in rankings]
+
+
+def outcomes_of(model, rankings, device):
+    scores = score_rankings(model, rankings, device)
+    return [pair_outcomes(s, [rank for _, rank in ranking]) for s, ranking in zip(scores, rankings)]
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def batches(rankings, cfg, order):
+    """One epoch: lists of rankings. With --shuffle_pairs every pair is a ranking of its own, in random order."""
+    if cfg.shuffle_pairs:
+        split = [[a, b] for ranking in rankings for i, a in enumerate(ranking) for b in ranking[:i] if a[1] != b[1]]
+        size = max(1, round(cfg.batch_size * len(split) / len(rankings)))  # as many comparisons per step
+    else:
+        split, size = rankings, cfg.batch_size
+    shuffled = torch.randperm(len(split), generator=order).tolist()
+    return [[split[j] for j in shuffled[i : i + size]] for i in range(0, len(shuffled), size)]
+
+
+def batch_loss(model, rankings, device):
+    """All answers of all prompts of a batch in ONE forward pass: Σ K rows. -> scalar."""
+    tokens, lengths = pad([ids for ranking in rankings for ids, _ in ranking], device)  # (ΣK, T)
+    ranks = torch.tensor([rank for ranking in rankings for _, rank in ranking], device=device)
+    prompt = torch.tensor([i for i, ranking in enumerate(rankings) for _ in ranking], device=device)
+    return pairwise_loss(model.score(tokens, lengths), ranks, prompt)
+
+
+def main(cfg):
+    device = set_up(cfg)
+    require(2 <= cfg.k_min <= cfg.k_max, f"--k_min {cfg.k_min} --k_max {cfg.k_max}: a ranking needs 2 <= k_min <= k_max answers")
+    require(min(cfg.epochs, cfg.batch_size, cfg.prompts, cfg.eval_every) >= 1, "--epochs, --batch_size, --prompts, --eval_every must be positive")
+    tokenizer, encoding = load_folder_tokenizer(cfg.data)
+    out = output_folder(cfg.out)
+    sft, _, _ = load_checkpoint(cfg.sft or out / "sft.pt", "policy", device, tokenizer=tokenizer)
+    start = time.time()
+    given = Path(cfg.data) / "comparisons.jsonl"
+    records = read_comparisons(given) if given.exists() else collect(cfg, out, tokenizer, encoding, device)
+    collecting = time.time() - start
+
+    block_size = sft.config.block_size
+    groups = defaultdict(list)  # (split, group of labelers) -> rankings
+    for record in records:
+        ranking = encode_ranking(record, encoding, block_size)
+        if len({rank for _, rank in ranking}) > 1:  # otherwise all tie, or too few fit: nothing to learn
+            groups[record["split"], record.get("group", "training")].append(ranking)
+    train = groups["train", "training"]
+    require(train, "no ranking of the training split has two answers that differ, fit and do not tie")
+    validation = {group: rankings for (split, group), rankings in groups.items() if split != "train"}
+    print(f"{len(records)} rankings, {len(train)} of them to train on")
+
+    model = ScalarModel.from_gpt(sft)  # the SFT model without its unembedding
+    optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
+    order = generator(cfg.seed)
+    steps = cfg.epochs * len(batches(train, cfg, generator(0)))
+    log = MetricsLog(out / "reward.jsonl")
+    step, first = 0, None
+    print(f"{steps} steps; an RM without an opinion has loss ln 2 = 0.693 and accuracy 50 %")
+    for epoch in range(cfg.epochs):
+        for batch in batches(train, cfg, order):
+            model.train()
+            loss = batch_loss(model, batch, device)
+            loss.backward()
+            lr = cosine_to_tenth(step, steps, cfg.learning_rate)
+            norm = optimizer_step(optimizer, model, lr, cfg.max_grad_norm)
+            check_finite(norm, "the gradient", f"step {step}", "try a smaller --learning_rate")
+            first = first or loss.item()
+            step += 1
+            if step % cfg.eval_every == 0 or step == steps:
+                seen = {group: accuracy(outcomes_of(model, rankings[:300], device))[0] for group, rankings in validation.items()}
+                on_train = accuracy(outcomes_of(model, train[:150], device))[0]
+                log.write(step=step, epoch=epoch, loss=loss.item(), lr=lr, train_accuracy=on_train, **{f"accuracy_{g}": a for g, a in seen.items()})
+                text = "  ".join(f"{group} {100 * a:.1f} %" for group, a in seen.items())
+                print(f"step {step:4}/{steps}  loss {loss.item():.3f}  accuracy: train {100 * on_train:.1f} %  {text}  left {log.left(step, steps)}", flush=True)
+
+    results = report(model, groups, validation, records, encoding, device)
+    normalise(model, cfg, encoding, device)
+    log.write(step=step, final=results, seconds_collecting=collecting, seconds=time.time() - start)
+    save_checkpoint(out / "reward.pt", model, tokenizer, cfg, step, results=results)
+    print(f"wrote {out}/reward.pt; next: python ppo.py --data {cfg.data} --out {cfg.out}")
+
+
+def report(model, groups, validation, records, encoding, device):
+    """Accuracy on new prompts beside agreement, a longer-is-better baseline and chance; calibration. -> dict."""
+    results = {"train": {"accuracy": accuracy(outcomes_of(model, groups["train", "training"][:400], device))}}
+    ranked = defaultdict(lambda: defaultdict(list))  # group -> (prompt, completions) -> ranks
+    for record in records:
+        if record["split"] != "train":
+            ranked[record.get("group", "training")][record["prompt"], tuple(record["completions"])].append(record["ranks"])
+    for group, rankings in validation.items():
+        outcomes = outcomes_of(model, rankings, device)
+        length = [pair_outcomes([len(ids) for ids, _ in r], [rank for _, rank in r]) for r in rankings]
+        agreed = [agreement(*ranks[:2]) for ranks in ranked[group].values() if len(ranks) >= 2]
+        pairs = sum(len(r) * (len(r) - 1) // 2 for r in rankings)
+        results[group] = {
+            "accuracy": accuracy(outcomes),
+            "longer_is_better": accuracy(length),
+            "agreement": sum(a for a, _ in agreed) / sum(n for _, n in agreed) if agreed else None,
+            "ties": 1 - sum(map(len, outcomes)) / pairs,
+            "pairs": pairs,
+            "calibration": calibration(outcomes),
+        }
+    print("accuracy on pairs that are not ties, mean over prompts (chance: 50 %)")
+    for group, r in results.items():
+        (mean, error), more = r["accuracy"], ""
+        if group != "train":
+            agree = "" if r["agreement"] is None else f"  two labelers agree {100 * r['agreement']:.1f} %"
+            more = f"  longer-is-better {100 * r['longer_is_better'][0]:.1f} %{agree}  ties {100 * r['ties']:.0f} % of {r['pairs']}"
+        print(f"  {group:10} {100 * mean:.1f} ± {100 * error:.1f} %{more}")
+    for group in validation:
+        cells = "  ".join(f"{100 * p:.0f}→{100 * o:.0f}" for p, o, n in results[group]["calibration"])
+        print(f"  calibration, {group} (predicted → observed %): {cells}")
+    return results
+
+
+@torch.no_grad()
+def normalise(model, cfg, encoding, device):
+    """Set the bias so that the labelers' training demonstrations score 0 on average (§3.5). No scaling."""
+    rows = []
+    for record in read_demonstrations(cfg.data, "train"):
+        ids = encoding.encode_ordinary(record["prompt"] + "") + encoding.encode_ordinary(record["completion"]) + [encoding.eot_token]
+        if len(ids) <= model.config.block_size:
+            rows.append([(ids, 1)])
+    scores = [s for (s,) in score_rankings(model, rows, device)]
+    model.bias -= sum(scores) / len(scores)
+    spread = torch.tensor(scores).std().item() if len(scores) > 1 else 0.0
+    print(f"demonstrations now score 0 on average (spread {spread:.2f}); bias {model.bias.item():+.3f}")
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)

@@ -1,0 +1,187 @@
+"""Step 1: how does it imitate? Supervised fine-tuning on demonstrations (paper §3.5, App. C.1), and PPO's start (C.3).
+
+    python sft.py --data out/village --out out/run                                         # -> sft.pt
+    python sft.py --data out/village --out out/run --name ppo_init --epochs 2 --pretrain_mix 0.1   # -> ppo_init.pt
+    python sft.py --data out/village --out out/run --epochs 0 --reward_model out/run/reward.pt     # -> sft_best.pt
+
+Minimises -log p(completion, end-of-text | prompt), averaged over the response tokens of a batch. The prompt carries no
+loss (the paper is silent; ours). The loss starts near the pretrained model's on such text, not at ln(vocabulary).
+
+The paper keeps the checkpoint whose answers to validation prompts the reward model scores highest, not the one of lowest
+validation loss: that overfits after an epoch while people still like the later ones better. Every epoch is kept, so
+this choice can be made once there is a reward model (third command).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data.folder import Corpus, load_folder_tokenizer, read_demonstrations, read_prompts, with_room
+from model import load_checkpoint, masked_mean, pad, respond, response_mask, save_checkpoint, token_logprobs
+from plumbing import (
+    MetricsLog,
+    adamw,
+    batches_by_length,
+    check_finite,
+    command_line,
+    cosine_to_tenth,
+    generator,
+    optimizer_step,
+    output_folder,
+    require,
+    set_up,
+)
+from pretrain import corpus_loss, lm_loss
+
+
+@dataclass
+class Config:
+    data: str = "out/village"  # data folder
+    out: str = "out/run"  # run folder
+    base: str = ""  # checkpoint to start from; default: OUT/base.pt
+    name: str = "sft"  # writes OUT/NAME.pt, OUT/NAME.jsonl, and NAME.epoch-N.pt per epoch
+    epochs: int = 6  # passes over the demonstrations; 0 = only choose by --reward_model          paper: 16
+    batch_size: int = 32  # demonstrations per step                                               paper: 32 (175B: 8)
+    learning_rate: float = 7e-4  # peak, cosine to a tenth, no warm-up                            paper: 9.65e-6 (1.3B)
+    dropout: float = 0.2  # residual dropout                                                      paper: 0.2
+    weight_decay: float = 0.0  # the paper is silent
+    max_grad_norm: float = 1.0  # the paper is silent
+    pretrain_mix: float = 0.0  # share of the loss that is pretraining loss       paper: 0 for SFT, 0.1 for PPO's start
+    reward_model: str = ""  # choose among the epochs by this model's score on validation prompts
+    choose_prompts: int = 128  # validation prompts for that choice
+    max_new_tokens: int = 48  # longest sampled response
+    seed: int = 0  # of data order and dropout
+    device: str = "auto"  # auto, cpu, cuda
+    threads: int = 0  # CPU threads; 0 = all cores
+
+
+def encode_demonstrations(records, encoding, block_size):
+    """-> [(ids of prompt + completion + end-of-text, length of the prompt)]; drops and counts what does not fit."""
+    rows = []
+    for record in records:
+        prompt = encoding.encode_ordinary(record["prompt"])
+        ids = prompt + encoding.encode_ordinary(record["completion"]) + [encoding.eot_token]
+        if len(ids) <= block_size:
+            rows.append((ids, len(prompt)))
+    if len(rows) < len(records):
+        print(f"dropped {len(records) - len(rows)} of {len(records)} demonstrations longer than the context of {block_size} tokens")
+    require(rows, f"no demonstration fits into the context of {block_size} tokens")
+    return rows
+
+
+def sft_loss(model, rows, device):
+    """Mean of -log p over the response tokens of a batch. rows: [(ids, prompt length)] -> scalar, number of tokens."""
+    tokens, lengths = pad([ids for ids, _ in rows], device)  # (B, T), (B,)
+    prompt_lengths = torch.tensor([n for _, n in rows], device=device)
+    mask = response_mask(prompt_lengths, lengths, tokens.size(1))  # (B, T)
+    return -masked_mean(token_logprobs(model, tokens, mask), mask), int(mask.sum())
+
+
+@torch.no_grad()
+def demonstration_loss(model, rows, device, batch_size=64):
+    """The same loss on held-out demonstrations, every token counted once."""
+    model.eval()
+    total = count = 0
+    for i in range(0, len(rows), batch_size):
+        loss, n = sft_loss(model, rows[i : i + batch_size], device)
+        total, count = total + loss.item() * n, count + n
+    return total / count
+
+
+@torch.no_grad()
+def mean_reward(model, reward_model, encoding, prompts, cfg, device):
+    """Mean reward-model score of one T = 1 sample per prompt; the same random numbers for every model."""
+    scores = []
+    answers = respond(model, encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed, device))
+    rows = [encoding.encode_ordinary(p + text) + [encoding.eot_token] * ended for p, (text, ended) in zip(prompts, answers)]
+    for i in range(0, len(rows), 128):
+        tokens, lengths = pad(rows[i : i + 128], device)
+        scores += reward_model.score(tokens, lengths).tolist()
+    return sum(scores) / len(scores)
+
+
+def choose_by_reward(cfg, out, tokenizer, encoding, device):
+    """Paper App. C.1: of all epochs, the one with the highest reward-model score on validation prompts -> NAME_best.pt."""
+    reward_model, _, _ = load_checkpoint(cfg.reward_model, "scalar", device, tokenizer=tokenizer)
+    paths = sorted(out.glob(f"{cfg.name}.epoch-*.pt"), key=lambda p: int(p.stem.rsplit("-", 1)[1]))
+    require(paths, f"{out}/{cfg.name}.epoch-*.pt: none found; train first, with --epochs 6")
+    prompts = read_prompts(cfg.data, "valid")
+    best = None
+    for path in paths:
+        model, _, checkpoint = load_checkpoint(path, "policy", device, tokenizer=tokenizer)
+        prompts = with_room(prompts, encoding, model.config.block_size - cfg.max_new_tokens)
+        score = mean_reward(model, reward_model, encoding, [r["prompt"] for r in prompts[: cfg.choose_prompts]], cfg, device)
+        print(f"{path.name}: reward {score:+.3f} on {min(len(prompts), cfg.choose_prompts)} validation prompts, loss {checkpoint['valid_loss']:.3f}")
+        if best is None or score > best[0]:
+            best = score, path, model, checkpoint
+    score, path, model, checkpoint = best
+    save_checkpoint(out / f"{cfg.name}_best.pt", model, tokenizer, cfg, checkpoint["step"], valid_loss=checkpoint["valid_loss"], reward=score)
+    print(f"wrote {out}/{cfg.name}_best.pt, from {path.name}")
+
+
+def main(cfg):
+    device = set_up(cfg)
+    require(cfg.epochs >= 0 and cfg.batch_size >= 1, "--epochs and --batch_size must not be negative")
+    require(cfg.epochs or cfg.reward_model, "--epochs 0 only chooses among kept epochs: pass --reward_model too")
+    require(0 <= cfg.pretrain_mix < 1, f"--pretrain_mix {cfg.pretrain_mix}: a share from 0 up to, not including, 1")
+    require(0 <= cfg.dropout < 1, f"--dropout {cfg.dropout}: a share from 0 up to, not including, 1")
+    tokenizer, encoding = load_folder_tokenizer(cfg.data)
+    out = output_folder(cfg.out)
+    if cfg.epochs:
+        train(cfg, out, tokenizer, encoding, device)
+    if cfg.reward_model:
+        choose_by_reward(cfg, out, tokenizer, encoding, device)
+
+
+def train(cfg, out, tokenizer, encoding, device):
+    model, _, _ = load_checkpoint(cfg.base or out / "base.pt", "policy", device, cfg.dropout, tokenizer)
+    block_size = model.config.block_size
+    rows = encode_demonstrations(read_demonstrations(cfg.data, "train"), encoding, block_size)
+    valid = encode_demonstrations(read_demonstrations(cfg.data, "valid"), encoding, block_size)
+    corpus, valid_corpus = Corpus(cfg.data, "train"), Corpus(cfg.data, "valid")
+    for old in Path(out).glob(f"{cfg.name}.epoch-*.pt"):
+        old.unlink()
+    optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
+    order = generator(cfg.seed)
+    steps_per_epoch = -(-len(rows) // cfg.batch_size)
+    steps, step = cfg.epochs * steps_per_epoch, 0
+    window = min(128, block_size)  # tokens of a pretraining example and of the corpus loss
+    log = MetricsLog(out / f"{cfg.name}.jsonl")
+    ids, n = rows[0]
+    print(f"{len(rows)} demonstrations, {steps} steps; the first, with its loss on what stands after |:\n  " + encoding.decode(ids[:n]).replace("\n", "\n  ") + "|" + encoding.decode(ids[n:]))
+    print(f"before training: loss {demonstration_loss(model, valid, device):.3f} on validation demonstrations")
+
+    for epoch in range(cfg.epochs):
+        model.train()
+        seen = total = 0
+        for batch in batches_by_length([len(ids) for ids, _ in rows], cfg.batch_size, order):
+            loss, n = sft_loss(model, [rows[i] for i in batch], device)
+            ((1 - cfg.pretrain_mix) * loss).backward()
+            if cfg.pretrain_mix:  # "10 % pretraining data" (C.3) read as 10 % of the loss, on a tenth of the examples: ours
+                windows = corpus.windows(max(1, round(cfg.pretrain_mix * cfg.batch_size)), window, order).to(device)
+                (cfg.pretrain_mix * lm_loss(model, windows)).backward()
+            lr = cosine_to_tenth(step, steps, cfg.learning_rate)
+            norm = optimizer_step(optimizer, model, lr, cfg.max_grad_norm)
+            check_finite(norm, "the gradient", f"step {step}", "try a smaller --learning_rate")
+            step, seen, total = step + 1, seen + n, total + loss.item() * n
+        valid_loss = demonstration_loss(model, valid, device)
+        forgotten = corpus_loss(model, valid_corpus, window)
+        log.write(epoch=epoch + 1, step=step, loss=total / seen, valid_loss=valid_loss, corpus_loss=forgotten, lr=lr)
+        print(
+            f"epoch {epoch + 1}/{cfg.epochs}  loss {total / seen:.3f}  valid {valid_loss:.3f}  corpus {forgotten:.3f}  "
+            f"lr {lr:.1e}  left {log.left(epoch + 1, cfg.epochs)}",
+            flush=True,
+        )
+        for path in (out / f"{cfg.name}.epoch-{epoch + 1}.pt", out / f"{cfg.name}.pt")[: 1 + (epoch + 1 == cfg.epochs)]:
+            save_checkpoint(path, model, tokenizer, cfg, step, valid_loss=valid_loss)
+    prompts = [r["prompt"] for r in read_prompts(cfg.data, "valid")[:3]]
+    room = block_size - cfg.max_new_tokens
+    prompts = [p for p in prompts if len(encoding.encode_ordinary(p)) <= room]
+    for prompt, (text, _) in zip(prompts, respond(model, encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed, device))):
+        print(f"  {prompt.strip()!r} -> {text!r}")
+    print(f"wrote {out}/{cfg.name}.pt; next: python reward.py --data {cfg.data} --out {cfg.out}")
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)
