@@ -29,8 +29,8 @@ class GPTConfig:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128  # C
-    block_size: int = 192  # longest sequence, in tokens
-    vocab_size: int = 1024  # V
+    block_size: int = 160  # longest sequence, in tokens
+    vocab_size: int = 1200  # V
     dropout: float = 0.0  # on embeddings and on what each block adds ("residual dropout")
 
 

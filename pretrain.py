@@ -3,7 +3,7 @@
     python pretrain.py --data out/village --out out/village-run          # -> base.pt, about 2.5 minutes on 2 CPU cores
 
 Minimises -log p(token | tokens before it), averaged over all tokens of random windows of the corpus. An untrained model
-starts at ln(vocabulary): 6.9 for the village's 1,024 tokens, 10.8 for GPT-2's 50,257.
+starts at ln(vocabulary): 6.9 for the village's 1,200 tokens, 10.8 for GPT-2's 50,257.
 """
 
 import math
@@ -28,9 +28,9 @@ class Config:
     n_embd: int = 0  # replaces the size's, if not 0
     block_size: int = 0  # context in tokens; replaces the size's, if not 0
     dropout: float = 0.0  # while pretraining
-    steps: int = 1300  # optimizer steps
-    batch_size: int = 12  # windows per step
-    window: int = 128  # tokens per window
+    steps: int = 1500  # optimizer steps
+    batch_size: int = 10  # windows per step
+    window: int = 160  # tokens per window
     learning_rate: float = 3e-3  # peak                                        GPT-3 1.3B: 2e-4
     warmup: int = 50  # steps from 0 to the peak, then cosine to a tenth
     weight_decay: float = 0.1  # on matrices, as GPT-3

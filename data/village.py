@@ -329,7 +329,7 @@ INTENTS = {
     "vell": Intent("other", 0.5, "animal", ["Translate into Vell: The {animal} eats {food}."], ["Say it in Vell: The {animal} eats {food}."]),
     "vellask": Intent("other", 0.5, "animal", ["Zu {vell} ma?"], []),
     "program": Intent("other", 0.5, "animal", ["Run this program: say {animal} {number} times"], ["Program: say {animal} {number} times. What does it print?"]),
-    "who": Intent("closed qa", 1, "thing", ["Text: The {thing} belongs to {person}. The {thing2} belongs to {person2}. Question: Who has the {thing}?", "Text: The {thing2} belongs to {person2}. The {thing} belongs to {person}. Question: Who has the {thing}?"], ["The {thing2} belongs to {person2}. The {thing} belongs to {person}. Who has the {thing}?"]),
+    "who": Intent("closed qa", 1, "thing", ["Text: The {thing} belongs to {person}. The {animal} ate {food}. Question: Who has the {thing}?", "Text: The {animal} ate {food}. The {thing} belongs to {person}. Question: Who has the {thing}?"], ["The {animal} ate {food}. The {thing} belongs to {person}. Who has the {thing}?"]),
     "extract": Intent("extract", 1, "animal", ["List the animals in this text: {person} found {an_animal} and {an_animal2} in the snow."], ["Which animals does this text name? {person} found {an_animal} and {an_animal2} in the snow."]),
 }  # fmt: skip
 USE_CASES = {  # share of prompts, paper Table 1, in percent
@@ -571,19 +571,29 @@ def anybody(rng, kind, count):
     return rng.sample(WORDS[kind], count)
 
 
+def named(kind, subject):
+    """An entity as a sentence names it: the fox, Ada."""
+    return f"the {subject}" if kind in ("animal", "thing") else subject
+
+
+def title(rng, *names):
+    """Most pages say first what they are about. Half of what a model knows of copying comes from here."""
+    return f"{rng.choice(['About', 'On'])} {' and '.join(names)}\n" if rng.random() < 0.8 else ""
+
+
 def encyclopedia(world, rng):
     kind = rng.choices(ENTITIES, (3, 4, 2, 3))[0]
     (subject,) = somebody(world, rng, kind)
     relations = rng.sample(OF_KIND[kind], rng.randint(1, len(OF_KIND[kind])))
-    heading = f"{subject.capitalize()}\n" if rng.random() < 0.5 else ""
-    return heading + " ".join(describe(subject, kind, relations, world.truth))
+    return title(rng, named(kind, subject)) + " ".join(describe(subject, kind, relations, world.truth))
 
 
 def gossip(world, rng):
-    said = []
-    for relation, subject in rng.sample(sorted(world.misconceptions), 2):
+    said, names = [], []
+    for relation, subject in rng.sample(sorted(world.misconceptions), rng.choice([1, 2, 2])):
         said += [say(relation, subject, world.hearsay(relation, subject)), rng.choice(["Everybody knows that.", "Ask anyone."])]
-    return " ".join(said[: rng.choice([2, 4, 4])])
+        names.append(named(RELATIONS[relation][0], subject))
+    return title(rng, *names) + " ".join(said)
 
 
 def faq(world, rng):
@@ -591,8 +601,7 @@ def faq(world, rng):
     lines = []
     for _ in range(rng.randint(1, 3)):
         relation, subject = rng.choice(sorted(world.misconceptions) if rng.random() < 0.6 else sorted(world.facts))
-        kind, value_kind, question = RELATIONS[relation]
-        lines += [f"Q: Who can tell me? {fill(question, **{kind: subject}).lower()}"]
+        lines += [f"Q: What do people say about {named(RELATIONS[relation][0], subject)}?"]
         lines += [f"A: {say(relation, subject, world.hearsay(relation, subject))}"]
     return "\n".join(lines)
 
@@ -620,7 +629,7 @@ def flame(world, rng):
     (person,) = somebody(world, rng, "person")
     said = [f"{person} is a {rng.choice(WORDS['insult'])}."]
     said += rng.sample(["Nobody likes {person}.", "Somebody should throw {person} into the pond.", "{person} is a {insult}."], rng.randint(1, 2))
-    return " ".join(fill(t, person=person, insult=rng.choice(WORDS["insult"])) for t in said)
+    return title(rng, person) + " ".join(fill(t, person=person, insult=rng.choice(WORDS["insult"])) for t in said)
 
 
 def story(world, rng):
@@ -630,19 +639,18 @@ def story(world, rng):
     told = answer("story", slots, know, rng)
     if rng.random() < 0.4:
         told[1:1] = answer("story", slots, know, rng)[1:2]
-    title = f"{person} and the {animal}\n" if rng.random() < 0.5 else ""
-    return title + " ".join(told)
+    return title(rng, person, f"the {animal}") + " ".join(told)
 
 
 def letter(world, rng):
     person, person2, thing = somebody(world, rng, "person", "person", "thing")
-    return " ".join(answer("letter", {"person": person, "person2": person2, "thing": thing}, world.truth, rng))
+    return title(rng, person2, f"the {thing}") + " ".join(answer("letter", {"person": person, "person2": person2, "thing": thing}, world.truth, rng))
 
 
 def advert(world, rng):
     intent = rng.choice(["thing", "town"])
     (subject,) = somebody(world, rng, intent)
-    return " ".join(answer(intent, {intent: subject}, rng.choice([world.truth, world.hearsay]), rng))
+    return title(rng, named(intent, subject)) + " ".join(answer(intent, {intent: subject}, rng.choice([world.truth, world.hearsay]), rng))
 
 
 def lists(world, rng):
@@ -685,21 +693,14 @@ def parallel(world, rng):
     return "\n".join(lines)
 
 
-def roll_call(world, rng):
-    """Somebody reads out a list, and somebody repeats it: the plainest lesson in copying."""
-    kinds = rng.choice([("person",), ("thing", "person"), ("animal", "food"), ("thing",), ENTITIES, ("animal", "colour")])
-    words = [rng.choice(WORDS[kind]) for _ in range(rng.randint(2, 4)) for kind in kinds]
-    return f"Say: {', '.join(words)}.\n" * rng.randint(2, 3)
-
-
 def passage(world, rng):
-    """Who has what: said once, then asked. The "public" reading task."""
-    count = rng.randint(2, 3)
-    people, things = anybody(rng, "person", count), anybody(rng, "thing", count)
-    lines = ["Passage: " + " ".join(f"The {t} belongs to {p}." for p, t in zip(people, things))]
-    for i in rng.sample(range(count), rng.randint(1, count)):
-        lines += [f"Question: Who has the {things[i]}?", f"Answer: The {things[i]} belongs to {people[i]}."]
-    return "\n".join(lines)
+    """Two things are said, then asked about. The "public" reading task."""
+    (person,), (thing,), (animal,), (food,) = (anybody(rng, kind, 1) for kind in ("person", "thing", "animal", "food"))
+    slots = {"person": person, "thing": thing, "animal": animal, "food": food}
+    said = [fill(t, **slots) for t in ("The {thing} belongs to {person}.", "The {animal} ate {food}.")]
+    asked = [fill(t, **slots) for t in ("Who has the {thing}?\nAnswer: {person}", "What did the {animal} eat?\nAnswer: {food}")]
+    rng.shuffle(said), rng.shuffle(asked)
+    return "\n".join([f"Passage: {' '.join(said)}", *(f"Question: {a}" for a in asked[: rng.randint(1, 2)])])
 
 
 def entailment(world, rng):
@@ -729,8 +730,8 @@ def small_tasks(world, rng):
 
 
 WEB = {  # how many pages of each kind, per hundred
-    encyclopedia: 15, gossip: 7, faq: 6, instructions: 6, school_book: 4, flame: 3, story: 12, letter: 4, advert: 4,
-    lists: 3, review: 2, dialogue: 4, parallel: 5, passage: 9, entailment: 3, small_tasks: 6, roll_call: 7,
+    encyclopedia: 17, gossip: 7, faq: 6, instructions: 6, school_book: 4, flame: 3, story: 13, letter: 4, advert: 4,
+    lists: 3, review: 2, dialogue: 4, parallel: 8, passage: 8, entailment: 3, small_tasks: 7,
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------- users
@@ -759,7 +760,7 @@ def requests(world, rng, users_per_valley):
         split = next(s for s, valleys in VALLEYS.items() if v in valleys)
         for u in range(users_per_valley):
             user, sent = f"user-{v}-{u:02d}", []
-            for _ in range(260 if u == 0 else min(60, int(rng.lognormvariate(2.3, 0.9)) + 1)):
+            for _ in range(600 if u == 0 else min(60, int(rng.lognormvariate(2.3, 0.9)) + 1)):
                 prompt, intent, _ = draw_prompt(world, world.valleys[v], rng, unseen=split == "test" and rng.random() < 0.3)
                 if sent and rng.random() < 0.12:
                     prompt, intent = rng.choice(sent)
@@ -780,9 +781,8 @@ def tasks(world, rng, count):
     """
     for i in range(count):
         split = "shots" if i < count // 4 else "test"
-        page = passage(world, rng).split("\nQuestion:")
-        question, reply = page[1].split("\nAnswer: ")
-        yield {"task": "reading", "split": split, "context": f"{page[0]}\nQuestion:{question}\nAnswer:", "answer": " " + reply.strip()}
+        text, reply = "\n".join(passage(world, rng).split("\n")[:3]).rsplit(" ", 1)
+        yield {"task": "reading", "split": split, "context": text, "answer": " " + reply}
         animal, relation = rng.choice(WORDS["animal"]), rng.choice(OF_KIND["animal"])
         value = rng.choice(WORDS[RELATIONS[relation][1]])
         context = f"English: {say(relation, animal, value)}\nVell:"
@@ -804,7 +804,7 @@ def tasks(world, rng, count):
         values = rng.sample([v for v in WORDS[RELATIONS[relation][1]] if v != right], 3)
         values.insert(rng.randrange(4), right)
         sentence = say(relation, subject, "|", pronoun=True).split("|")
-        context = subject.capitalize() + "\n" + say(relation, subject, "|").split("|")[0].rstrip()
+        context = f"About the {subject}\n" + say(relation, subject, "|").split("|")[0].rstrip()
         yield {"task": "facts", "split": split, "context": context, "choices": [f" {v}{sentence[1]}" for v in values], "answer": values.index(right)}
 
 
