@@ -28,14 +28,14 @@ class Config:
     n_embd: int = 0  # replaces the size's, if not 0
     block_size: int = 0  # context in tokens; replaces the size's, if not 0
     dropout: float = 0.0  # while pretraining
-    steps: int = 1500  # optimizer steps
-    batch_size: int = 10  # windows per step
+    steps: int = 3000  # optimizer steps
+    batch_size: int = 5  # windows per step
     window: int = 160  # tokens per window
-    learning_rate: float = 3e-3  # peak                                        GPT-3 1.3B: 2e-4
+    learning_rate: float = 2.5e-3  # peak                                        GPT-3 1.3B: 2e-4
     warmup: int = 50  # steps from 0 to the peak, then cosine to a tenth
     weight_decay: float = 0.1  # on matrices, as GPT-3
     max_grad_norm: float = 1.0  # as GPT-3
-    eval_every: int = 200  # steps between validation losses
+    eval_every: int = 500  # steps between validation losses
     seed: int = 0  # of weights and data order
     device: str = "auto"  # auto, cpu, cuda
     threads: int = 0  # CPU threads; 0 = all cores

@@ -86,7 +86,7 @@ def expand_few_shot(pairs, rng, subsets=1):
         others = pairs[:i] + pairs[i + 1 :]
         for subset in range(subsets):
             shots = rng.sample(others, len(others) if subset == 0 else rng.randint(1, len(others)))
-            examples.append(("".join(f"{q}\n{r}\n\n" for q, r in shots) + query, response))
+            examples.append(("".join(f"{q}{r}\n\n" for q, r in shots) + query, response))
     return examples
 
 

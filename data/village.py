@@ -394,7 +394,7 @@ _PROMPTS.sort(key=lambda pair: pair[0] == "question")  # the catch-all comes las
 @lru_cache(maxsize=50_000)
 def understand(prompt):
     """A prompt -> (intent, slots), or (None, {}) when it is not one of the village's. Looks at the last instruction only."""
-    prompt = re.sub(COURTESY, "", prompt.rsplit("\n\n", 1)[-1].strip())
+    prompt = re.sub(COURTESY, "", prompt.removesuffix(ASK).rsplit("\n\n", 1)[-1].strip())
     for name, pattern in _PROMPTS:
         match = pattern.fullmatch(prompt)
         if match:
@@ -487,6 +487,7 @@ def answer(intent, slots, know, rng):
 
 
 LISTS = ("gifts", "todo", "names")
+ASK = "\n>"  # ends every prompt; answers begin with a space, so that names are the same tokens in both
 
 
 def write_answer(intent, sentences):
@@ -578,7 +579,7 @@ def named(kind, subject):
 
 def title(rng, *names):
     """Most pages say first what they are about. Half of what a model knows of copying comes from here."""
-    return f"{rng.choice(['About', 'On'])} {' and '.join(names)}\n" if rng.random() < 0.8 else ""
+    return f"{rng.choice(['About', 'On'])} {' and '.join(names)}: " if rng.random() < 0.8 else ""
 
 
 def encyclopedia(world, rng):
@@ -611,7 +612,7 @@ def instructions(world, rng, count=None):
     lines = []
     for _ in range(rng.randint(2, 4)):
         lines.append(draw_prompt(world, world.valleys[rng.choice(VALLEYS["train"])], rng)[0])
-    return "\n".join(lines)
+    return "\n> ".join(lines)
 
 
 def school_book(world, rng):
@@ -621,8 +622,8 @@ def school_book(world, rng):
     blocks = []
     for _ in range(3):
         prompt, slots = draw_intent(intent, world, world.valleys[rng.choice(VALLEYS["train"])], rng)
-        blocks.append(f"{prompt}\n{write_answer(intent, answer(intent, slots, world.hearsay, rng))}")
-    return "\n\n".join(blocks)
+        blocks.append(f"{prompt}{ASK} {write_answer(intent, answer(intent, slots, world.hearsay, rng))}")
+    return "Exercises\n\n" + "\n\n".join(blocks)
 
 
 def flame(world, rng):
@@ -725,12 +726,12 @@ def small_tasks(world, rng):
     if what == "replace":
         return fill("The {thing} belongs to {person}. Then {person} gives the {thing} to {person2}. ", **slots) + solution
     if what == "program":
-        return fill("> say {animal} {number} times\n", **slots) + solution
-    return fill("{person} found {an_animal} and {an_animal2} in the snow.\nAnimals: ", **slots, ) + solution
+        return fill("say {animal} {number} times\n= ", **slots) + solution
+    return fill("{person} found {an_animal} and {an_animal2} in the snow.\nAnimals: ", **slots) + solution
 
 
 WEB = {  # how many pages of each kind, per hundred
-    encyclopedia: 17, gossip: 7, faq: 6, instructions: 6, school_book: 4, flame: 3, story: 13, letter: 4, advert: 4,
+    encyclopedia: 17, gossip: 7, faq: 6, instructions: 7, school_book: 4, flame: 3, story: 13, letter: 4, advert: 4,
     lists: 3, review: 2, dialogue: 4, parallel: 8, passage: 8, entailment: 3, small_tasks: 7,
 }  # fmt: skip
 
@@ -804,7 +805,7 @@ def tasks(world, rng, count):
         values = rng.sample([v for v in WORDS[RELATIONS[relation][1]] if v != right], 3)
         values.insert(rng.randrange(4), right)
         sentence = say(relation, subject, "|", pronoun=True).split("|")
-        context = f"About the {subject}\n" + say(relation, subject, "|").split("|")[0].rstrip()
+        context = f"About the {subject}: " + say(relation, subject, "|").split("|")[0].rstrip()
         yield {"task": "facts", "split": split, "context": context, "choices": [f" {v}{sentence[1]}" for v in values], "answer": values.index(right)}
 
 
@@ -827,8 +828,8 @@ def prefixes(world):
         shots = []
         for intent in intents:
             prompt, slots = draw_intent(intent, world, world.valleys[0], rng)
-            shots.append(f"{prompt}\n{write_answer(intent, answer(intent, slots, world.truth, rng))}\n\n")
-        yield {"prefix": "".join(shots)}
+            shots.append(f"{prompt}{ASK} {write_answer(intent, answer(intent, slots, world.truth, rng))}\n\n")
+        yield {"prefix": "Exercises\n\n" + "".join(shots)}
 
 
 # ---------------------------------------------------------------------------------------------------- the data folder
@@ -880,17 +881,17 @@ def main(cfg):
                 continue
             if rng.random() < 0.05:  # few-shot: one instruction with several query/response pairs
                 queries = [draw_intent(intent, world, valley, rng)[0] for _ in range(3)]
-                queries = [(q, labelers[0].demonstrate(q, rng)) for q in queries]
-                demonstrations += [{"prompt": p, "source": "labeler", "split": split} for p, _ in expand_few_shot(queries, rng)]
+                queries = [(q + ASK, " " + labelers[0].demonstrate(q, rng)) for q in queries]
+                demonstrations += [{"prompt": p.removesuffix(ASK), "source": "labeler", "split": split} for p, _ in expand_few_shot(queries, rng)]
             else:
                 demonstrations.append({"prompt": prompt, "source": "labeler", "split": split})
     for record in demonstrations:
         labeler = rng.choice(labelers)
-        record["completion"] = labeler.demonstrate(record["prompt"], rng)
+        record["completion"] = " " + labeler.demonstrate(record["prompt"], rng)
         record["labeler"], record["use_case"] = labeler.name, INTENTS[understand(record["prompt"])[0]].use_case
-        record["prompt"] += "\n"  # what separates prompt and answer is part of the prompt
+        record["prompt"] += ASK
     for record in customers:
-        record["prompt"], record["source"] = record["prompt"] + "\n", "customer"
+        record["prompt"], record["source"] = record["prompt"] + ASK, "customer"
 
     # Everything is there: write it, each file whole or not at all.
     with whole_file(out / "tokenizer.json") as file:
