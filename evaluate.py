@@ -1,30 +1,132 @@
-"""placeholder"""
+"""Who prefers whom, and what did it cost? The paper's evaluation of all models of a run (§3.6, §4, App. D, E).
+
+    python evaluate.py --data out/village --out out/run       # -> report.md, report.json, figures (with matplotlib)
+
+Prompts are the test split's: other users, and in the village other entities, than anything was trained on. Every model
+answers them once at temperature 1, and once greedily. Then:
+
+  win rates      against one fixed SFT answer per prompt, by training labelers and by held-out labelers, each pair shown in
+                 both orders, ties counted half; 95 % intervals over prompts (all votes on a prompt are one observation)
+  gold           helpful / truthful / harmless, Likert 1-7 and the flags of the paper's Table 3, by the judge, which knows
+                 all the facts and was never seen by anything that trained
+  alignment tax  corpus loss, and accuracy on the web's "public tasks", zero- and few-shot
+  over-optimisation   reward-model score and gold score against √KL, along PPO's training and for best-of-n
+
+A data folder without simulated labelers gets what makes sense without them: reward-model accuracy on held-out rankings,
+scores, KL and samples.
+"""
+
+import json
 import math
-from collections import Counter, defaultdict
+import random
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from model import pad, response_mask, respond, token_logprobs
+from data.folder import Corpus, load_folder_tokenizer, read_jsonl, read_prompts, with_room
+from model import load_checkpoint, pad, respond, response_mask, token_logprobs
+from plumbing import command_line, generator, output_folder, require, set_up, whole_file
+from pretrain import corpus_loss
 
 
-# ---------------------------------------------------------------------------------------------------- alignment tax
+@dataclass
+class Config:
+    data: str = "out/village"  # data folder
+    out: str = "out/run"  # run folder; its models are evaluated, the report is written there
+    prompts: int = 500  # test prompts; fewer if the data has fewer
+    labelers: int = 3  # of each group, per prompt
+    max_new_tokens: int = 48  # longest response
+    shots: int = 3  # solved examples in front of a few-shot task
+    best_of: int = 16  # largest n of best-of-n
+    best_of_prompts: int = 128  # validation prompts for best-of-n and for choosing the few-shot prefix
+    seed: int = 0  # of sampling and of the choice of labelers
+    device: str = "auto"  # auto, cpu, cuda
+    threads: int = 0  # CPU threads; 0 = all cores
+
+
+NAMES = {"gpt": "GPT", "gpt_prompted": "GPT (prompted)", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+FILES = {"gpt": ["base.pt"], "sft": ["sft_best.pt", "sft.pt"], "ppo": ["ppo.pt"], "ppo_ptx": ["ppo_ptx.pt"]}
+
+# ---------------------------------------------------------------------------------------------------- scores of texts
 
 
 @torch.no_grad()
-def mean_logprobs(model, encoding, pairs, batch_size=128):
-    """Average per-token log-prob of each continuation given its context: [(context, continuation)] -> [float] (App. D)."""
+def reward_scores(reward_model, encoding, prompts, answers, batch_size=128):
+    """Reward-model score of each (text, ended) as an answer to each prompt -> [float]. Too long for the context: nan."""
+    device, limit = reward_model.bias.device, reward_model.config.block_size
+    rows = [encoding.encode_ordinary(p + t) + [encoding.eot_token] * ended for p, (t, ended) in zip(prompts, answers)]
+    order = sorted((i for i in range(len(rows)) if 0 < len(rows[i]) <= limit), key=lambda i: len(rows[i]))
+    scores = [float("nan")] * len(rows)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        for i, value in zip(batch, reward_model.score(*pad([rows[i] for i in batch], device)).tolist()):
+            scores[i] = value
+    return scores
+
+
+@torch.no_grad()
+def sequence_logprobs(model, encoding, pairs, batch_size=128):
+    """Sum of the token log-probs of each continuation given its context, and its number of tokens.
+
+    pairs: [(context, continuation, ended)] -> [(sum, tokens)].
+    """
     device = model.transformer.wte.weight.device
-    rows = [(encoding.encode_ordinary(c), encoding.encode_ordinary(a)) for c, a in pairs]
+    rows = [(encoding.encode_ordinary(c), encoding.encode_ordinary(a) + [encoding.eot_token] * ended) for c, a, ended in pairs]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    result = [0.0] * len(rows)
+    result = [(0.0, 0)] * len(rows)
     for start in range(0, len(order), batch_size):
         batch = [rows[i] for i in order[start : start + batch_size]]
         tokens, lengths = pad([c + a for c, a in batch], device)
         mask = response_mask(torch.tensor([len(c) for c, _ in batch], device=device), lengths, tokens.size(1))
-        means = (token_logprobs(model, tokens, mask).sum(1) / mask.sum(1)).tolist()
-        for i, value in zip(order[start : start + batch_size], means):
-            result[i] = value
+        sums, counts = token_logprobs(model, tokens, mask).sum(1).tolist(), mask.sum(1).tolist()
+        for i, total, count in zip(order[start : start + batch_size], sums, counts):
+            result[i] = total, count
     return result
+
+
+def mean_and_interval(values):
+    """Mean of one number per prompt and its 95 % interval -> {"mean", "low", "high", "n"}."""
+    n = len(values)
+    mean = sum(values) / n
+    error = 1.96 * math.sqrt(sum((v - mean) ** 2 for v in values) / max(n - 1, 1) / n)
+    return {"mean": mean, "low": mean - error, "high": mean + error, "n": n}
+
+
+# ---------------------------------------------------------------------------------------------------- who prefers whom
+
+
+def preference(labeler, prompt, answer, opponent):
+    """Share of the two orders in which a labeler ranks `answer` over `opponent`; a tie is half. -> 0 … 1"""
+    first, second = labeler.rank(prompt, [answer, opponent])
+    second_order, first_order = labeler.rank(prompt, [opponent, answer])
+    wins = [(first < second) + 0.5 * (first == second), (first_order < second_order) + 0.5 * (first_order == second_order)]
+    return sum(wins) / 2
+
+
+def win_rate(labelers, per_prompt, prompts, answers, opponents, seed):
+    """Win rate over prompts, the same randomly drawn labelers for every model. One observation per prompt."""
+    rng, by_prompt = random.Random(f"labelers {seed}"), []
+    for prompt, answer, opponent in zip(prompts, answers, opponents):
+        drawn = rng.sample(labelers, min(per_prompt, len(labelers)))
+        by_prompt.append(sum(preference(labeler, prompt, answer, opponent) for labeler in drawn) / len(drawn))
+    return mean_and_interval(by_prompt)
+
+
+def choose_prefix(gpt, reward_model, encoding, prefixes, prompts, cfg, device):
+    """GPT (prompted): of the hand-written few-shot prefixes, the one whose answers score highest (§3.5, footnote)."""
+    scores = []
+    for prefix in prefixes:
+        draw = generator(cfg.seed, device)
+        answers = respond(gpt, encoding, [prefix + p for p in prompts], cfg.max_new_tokens, 1.0, draw, stop="\n\n")
+        values = [s for s in reward_scores(reward_model, encoding, prompts, answers) if not math.isnan(s)]
+        scores.append(sum(values) / max(len(values), 1))
+    return scores.index(max(scores)), scores
+
+
+# ---------------------------------------------------------------------------------------------------- alignment tax
 
 
 def task_scores(model, encoding, items, shots=0, max_new_tokens=24):
@@ -33,25 +135,308 @@ def task_scores(model, encoding, items, shots=0, max_new_tokens=24):
     Items with choices: the choice of highest mean token log-prob. Others: greedy text up to the first newline, right if
     it is the answer.
     """
-    examples = defaultdict(list)
+    examples, right = defaultdict(list), defaultdict(list)
     for item in items:
         if item["split"] == "shots":
             reply = item["choices"][item["answer"]] if "choices" in item else item["answer"]
             examples[item["task"]].append(item["context"] + reply + "\n")
-    test = [item for item in items if item["split"] == "test"]
-    prefix = {task: "".join(found[:shots]) for task, found in examples.items()}
-    chosen = [(i, c) for i in test if "choices" in i for c in range(len(i["choices"]))]
-    values = mean_logprobs(model, encoding, [(prefix.get(i["task"], "") + i["context"], i["choices"][c]) for i, c in chosen])
-    options = defaultdict(list)
-    for (item, _), value in zip(chosen, values):
-        options[id(item)].append(value)
-    free = [i for i in test if "choices" not in i]
-    texts = respond(model, encoding, [prefix.get(i["task"], "") + i["context"] for i in free], max_new_tokens, temperature=0, stop="\n") if free else []
-    right = defaultdict(list)
-    for item, (text, _) in zip(free, texts):
-        right[item["task"]].append(text.strip() == item["answer"].strip())
-    for item in test:
+    test = [(item, "".join(examples[item["task"]][:shots]) + item["context"]) for item in items if item["split"] == "test"]
+    pairs = [(context, choice, False) for item, context in test for choice in item.get("choices", [])]
+    means = iter([total / count for total, count in sequence_logprobs(model, encoding, pairs)])
+    free = [context for item, context in test if "choices" not in item]
+    texts = iter(respond(model, encoding, free, max_new_tokens, temperature=0, stop="\n"))
+    for item, _ in test:
         if "choices" in item:
-            values = options[id(item)]
+            values = [next(means) for _ in item["choices"]]
             right[item["task"]].append(values.index(max(values)) == item["answer"])
+        else:
+            right[item["task"]].append(next(texts)[0].strip() == item["answer"].strip())
     return {task: sum(r) / len(r) for task, r in right.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- over-optimisation
+
+
+def along_training(path, judge):
+    """From the samples that ppo.py kept: [{"iteration", "sqrt_kl", "score", "gold"}], one entry per look."""
+    looks = defaultdict(list)
+    for _, r in read_jsonl(path):
+        looks[r["iteration"]].append((r["kl"], r["score"], judge(r["prompt"], r["completion"])["likert"] if judge else 0.0))
+    curve = []
+    for iteration, rows in sorted(looks.items()):
+        kl, score, gold = (sum(column) / len(rows) for column in zip(*rows))
+        curve.append({"iteration": iteration, "sqrt_kl": math.sqrt(max(kl, 0)), "score": score, "gold": gold})
+    return curve
+
+
+def best_of_n(model, reward_model, encoding, prompts, judge, cfg, device):
+    """Sample n answers, keep the one the reward model likes best: its KL is ln n - (n-1)/n at most (Stiennon et al.)."""
+    draws = respond(model, encoding, [p for p in prompts for _ in range(cfg.best_of)], cfg.max_new_tokens, 1.0, generator(cfg.seed, device))
+    scores = reward_scores(reward_model, encoding, [p for p in prompts for _ in range(cfg.best_of)], draws)
+    curve, n = [], 1
+    while n <= cfg.best_of:
+        picked = []
+        for i, prompt in enumerate(prompts):  # the first n of every prompt's draws
+            some = range(i * cfg.best_of, i * cfg.best_of + n)
+            best = max(some, key=lambda j: -math.inf if math.isnan(scores[j]) else scores[j])
+            picked.append((scores[best], judge(prompt, draws[best][0])["likert"]))
+        score, gold = (sum(column) / len(picked) for column in zip(*picked))
+        curve.append({"n": n, "sqrt_kl": math.sqrt(math.log(n) - (n - 1) / n), "score": score, "gold": gold})
+        n *= 2
+    return curve
+
+
+# ---------------------------------------------------------------------------------------------------- the evaluation
+
+
+def main(cfg):
+    start = time.time()
+    device = set_up(cfg)
+    require(min(cfg.prompts, cfg.labelers, cfg.best_of, cfg.best_of_prompts) >= 1 and cfg.shots >= 0, "--prompts, --labelers, --best_of must be positive")
+    tokenizer, encoding = load_folder_tokenizer(cfg.data)
+    out = output_folder(cfg.out)
+    models = {}
+    for key, names in FILES.items():
+        path = next((out / name for name in names if (out / name).exists()), None)
+        if path:
+            models[key] = load_checkpoint(path, "policy", device, tokenizer=tokenizer)[0]
+    require("sft" in models, f"{out}/sft.pt: not found; the win rates need it, run the earlier steps first")
+    reward_model, _, reward_checkpoint = load_checkpoint(out / "reward.pt", "scalar", device, tokenizer=tokenizer)
+    reference = load_checkpoint(out / "ppo_init.pt", "policy", device, tokenizer=tokenizer)[0] if (out / "ppo_init.pt").exists() else models["sft"]
+    village = (Path(cfg.data) / "village.json").exists()
+    judge, groups = None, {}
+    if village:
+        from data.judge import Judge
+        from data.labelers import load_labelers
+
+        judge, groups = Judge(cfg.data), {group: load_labelers(cfg.data, group) for group in ("training", "held_out")}
+
+    # Everybody answers.
+    prefixes = [r["prefix"] for _, r in read_jsonl(Path(cfg.data) / "prefixes.jsonl")] if (Path(cfg.data) / "prefixes.jsonl").exists() else []
+    room = models["sft"].config.block_size - cfg.max_new_tokens
+    tight = room - max((len(encoding.encode_ordinary(p)) for p in prefixes), default=0)
+    records = with_room(read_prompts(cfg.data, "test"), encoding, tight)
+    records = random.Random(f"test {cfg.seed}").sample(records, min(cfg.prompts, len(records)))
+    prompts = [r["prompt"] for r in records]
+    valid = [r["prompt"] for r in with_room(read_prompts(cfg.data, "valid"), encoding, tight)][: cfg.best_of_prompts]
+    report = {"seed": cfg.seed, "n_prompts": len(prompts), "models": {}, "config": asdict(cfg)}
+    opponents = [text for text, _ in respond(models["sft"], encoding, prompts, cfg.max_new_tokens, 1.0, generator(cfg.seed + 1, device))]
+    answers, greedy, networks = {}, {}, {}
+    for key in NAMES:
+        prefix, stop, network = "", "", models.get(key)
+        if key == "gpt_prompted" and "gpt" in models and prefixes:
+            network = models["gpt"]
+            best, scores = choose_prefix(network, reward_model, encoding, prefixes, valid[:64], cfg, device)
+            prefix, stop = prefixes[best], "\n\n"
+            report["prefix"] = {"text": prefix, "scores": scores}
+        if network is None:
+            continue
+        asked = [prefix + p for p in prompts]
+        networks[key] = network
+        answers[key] = respond(network, encoding, asked, cfg.max_new_tokens, 1.0, generator(cfg.seed + 2, device), stop=stop)
+        greedy[key] = respond(network, encoding, asked, cfg.max_new_tokens, 0.0, stop=stop)
+    print(f"{len(prompts)} test prompts answered by {len(answers)} models in {time.time() - start:.0f} s", flush=True)
+
+    # How good are they?
+    corpus = Corpus(cfg.data, "valid")
+    window = min(128, models["sft"].config.block_size)
+    task_file = Path(cfg.data) / "tasks.jsonl"
+    items = [r for _, r in read_jsonl(task_file)] if task_file.exists() else []
+    for key, network in networks.items():
+        result = {"name": NAMES[key]}
+        texts = [text for text, _ in answers[key]]
+        if judge:
+            result["win_rate"] = {g: win_rate(people, cfg.labelers, prompts, texts, opponents, cfg.seed) for g, people in groups.items()}
+            greedy_texts = [text for text, _ in greedy[key]]
+            result["win_rate_greedy"] = {g: win_rate(people, cfg.labelers, prompts, greedy_texts, opponents, cfg.seed) for g, people in groups.items()}
+            result |= gold_report(judge, records, texts)
+        result["length"] = sum(len(encoding.encode_ordinary(t)) for t in texts) / len(texts)
+        scores = [s for s in reward_scores(reward_model, encoding, prompts, answers[key]) if not math.isnan(s)]
+        result["score"] = sum(scores) / max(len(scores), 1)
+        if key in ("sft", "ppo", "ppo_ptx"):
+            pairs = [(p, t, e) for p, (t, e) in zip(prompts, answers[key]) if t]
+            own, base = sequence_logprobs(network, encoding, pairs), sequence_logprobs(reference, encoding, pairs)
+            result["kl"] = sum(a - b for (a, _), (b, _) in zip(own, base)) / len(pairs)
+        if key == "gpt_prompted":
+            result |= {k: report["models"]["gpt"][k] for k in ("corpus_loss", "tasks") if k in report["models"]["gpt"]}  # same weights
+        else:
+            result["corpus_loss"] = corpus_loss(network, corpus, window)
+            if items:
+                result["tasks"] = {"zero_shot": task_scores(network, encoding, items)}
+                if cfg.shots:
+                    result["tasks"]["few_shot"] = task_scores(network, encoding, items, cfg.shots)
+        report["models"][key] = result
+    for name in ("ppo", "ppo_ptx"):
+        if (out / f"{name}.samples.jsonl").exists() and judge:
+            report.setdefault("over_optimisation", {})[name] = along_training(out / f"{name}.samples.jsonl", judge)
+    if judge:
+        report.setdefault("over_optimisation", {})["best_of_n"] = best_of_n(reference, reward_model, encoding, valid, judge, cfg, device)
+    report["reward_model"] = reward_checkpoint.get("results", {})
+    shown = random.Random(cfg.seed).sample(range(len(prompts)), min(6, len(prompts)))
+    report["samples"] = [{"prompt": prompts[i], **{k: a[i][0] for k, a in answers.items()}} for i in shown]
+    stages = out / "stages.json"
+    report["seconds"] = {k: v["seconds"] for k, v in json.loads(stages.read_text()).items()} if stages.exists() else {}
+    report["seconds"]["evaluate"] = time.time() - start
+
+    text = markdown(report)
+    drawn = figures(report, out)
+    with whole_file(out / "report.json") as file:
+        json.dump(report, file, indent=1)
+    with whole_file(out / "report.md") as file:
+        file.write(text + "".join(f"\n![{name}]({name})\n" for name in drawn))
+    print(text)
+    print(f"\nwrote {out}/report.md, report.json{''.join(', ' + d for d in drawn)} in {time.time() - start:.0f} s")
+
+
+def gold_report(judge, records, texts):
+    """Means of what the judge says, over all prompts and by use case; truth on questions people get wrong, apart."""
+    verdicts = [judge(r["prompt"], text) for r, text in zip(records, texts)]
+
+    def mean(some, key):
+        values = [v[key] for v in some if v[key] is not None]
+        return sum(values) / len(values) if values else None
+
+    by_use_case = defaultdict(list)
+    for record, verdict in zip(records, verdicts):
+        by_use_case[record["use_case"]].append(verdict)
+    tricky = [v for r, v in zip(records, verdicts) if judge.is_tricky(r["prompt"])]
+    result = {key: mean(verdicts, key) for key in ("helpful", "truthful", "harmless", "likert")}
+    flags = [key for key in verdicts[0] if key not in (*result, "informative")]
+    result["flags"] = {flag: mean(verdicts, flag) for flag in flags}
+    result["likert_by_use_case"] = {use_case: mean(some, "likert") for use_case, some in sorted(by_use_case.items())}
+    if tricky:
+        both = [v["truthful"] * v["informative"] for v in tricky]
+        result["misconceptions"] = {"truthful": mean(tricky, "truthful"), "truthful_and_informative": sum(both) / len(both), "n": len(tricky)}
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------- the report
+
+
+def table(head, rows):
+    cells = [list(map(str, head)), *[list(map(str, row)) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def percent(x):
+    return "-" if x is None else f"{100 * x:.0f} %"
+
+
+def interval(x):
+    return f"{100 * x['mean']:.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
+
+
+def markdown(report):
+    """The whole report as text: what is printed is what is written."""
+    models = report["models"]
+    parts = [f"# Report\n\nSeed {report['seed']}, {report['n_prompts']} test prompts."]
+    first = next(iter(models.values()))
+    if "win_rate" in first:
+        rows = []
+        for m in models.values():
+            cells = [interval(m["win_rate"]["training"]), interval(m["win_rate"]["held_out"]), f"{100 * m['win_rate_greedy']['held_out']['mean']:.1f}"]
+            cells += [f"{m[k]:.2f}" for k in ("helpful", "truthful", "harmless", "likert")]
+            rows.append([m["name"], *cells, f"{m['length']:.1f}", f"{m['corpus_loss']:.3f}"])
+        head = ["", "win % vs SFT, training labelers", "held-out labelers", "greedy, held-out", "helpful", "truthful", "harmless", "Likert", "length", "corpus loss"]
+        parts.append("## Who prefers whom (T = 1; 95 % intervals over prompts)\n\n" + table(head, rows))
+    else:
+        rows = [[m["name"], f"{m['score']:+.3f}", f"{m['kl']:.2f}" if "kl" in m else "-", f"{m['length']:.1f}", f"{m['corpus_loss']:.3f}"] for m in models.values()]
+        parts.append("## Scores (no simulated labelers in this data)\n\n" + table(["", "reward-model score", "KL to PPO's start", "length", "corpus loss"], rows))
+    if "tasks" in first:
+        tasks = list(first["tasks"]["zero_shot"])
+        rows = [[m["name"], shots.replace("_", "-"), *(percent(m["tasks"][shots][t]) for t in tasks)] for k, m in models.items() if k != "gpt_prompted" for shots in m["tasks"]]
+        parts.append("## Alignment tax: accuracy on the web's public tasks\n\n" + table(["", "", *tasks], rows))
+    if "flags" in first:
+        flags = list(first["flags"])
+        rows = [[flag, *(percent(m["flags"][flag]) for m in models.values())] for flag in flags]
+        rows += [["truthful where many are wrong", *(percent(m["misconceptions"]["truthful"]) if "misconceptions" in m else "-" for m in models.values())]]
+        parts.append("## Flags of the paper's Table 3, by the judge\n\n" + table(["", *(m["name"] for m in models.values())], rows))
+        cases = list(first["likert_by_use_case"])
+        rows = [[case, *(f"{m['likert_by_use_case'][case]:.2f}" for m in models.values())] for case in cases]
+        parts.append("## Likert 1-7 by use case\n\n" + table(["", *(m["name"] for m in models.values())], rows))
+    if report["reward_model"]:
+        rows = []
+        for group, r in report["reward_model"].items():
+            length = f"{100 * r['longer_is_better'][0]:.1f}" if "longer_is_better" in r else "-"
+            agree = f"{100 * r['agreement']:.1f}" if r.get("agreement") else "-"
+            rows.append([group, f"{100 * r['accuracy'][0]:.1f} ± {100 * r['accuracy'][1]:.1f}", length, agree, "50.0"])
+        parts.append("## Reward model: accuracy in % of pairs, new prompts\n\n" + table(["labelers", "reward model", "longer is better", "two labelers agree", "chance"], rows))
+    if "over_optimisation" in report:
+        rows = []
+        for name, curve in report["over_optimisation"].items():
+            for p in curve if len(curve) < 8 else curve[:: max(1, len(curve) // 6)] + curve[-1:]:
+                rows.append([name, p.get("iteration", f"n = {p.get('n')}"), f"{p['sqrt_kl']:.2f}", f"{p['score']:+.2f}", f"{p['gold']:.2f}"])
+        parts.append("## Over-optimisation: reward-model score (proxy) and Likert (gold) against √KL\n\n" + table(["", "iteration", "√KL", "proxy", "gold"], rows))
+    lines = []
+    for sample in report["samples"]:
+        lines.append(f"**{sample['prompt'].strip()}**\n\n" + "\n".join(f"- {NAMES[k]}: {v.strip()!r}" for k, v in sample.items() if k in NAMES))
+    parts.append("## The same prompts, answered by every model\n\n" + "\n\n".join(lines))
+    if report["seconds"]:
+        total = sum(report["seconds"].values())
+        parts.append("## Seconds per stage\n\n" + "  ".join(f"{k} {v:.0f}" for k, v in report["seconds"].items()) + f"  total {total:.0f}")
+    return "\n\n".join(parts) + "\n"
+
+
+def figures(report, out):
+    """PNG figures, where matplotlib is installed. Returns their names."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed: no figures (pip install matplotlib)")
+        return []
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn, models = [], report["models"]
+
+    def save(figure, name):
+        figure.tight_layout()
+        with whole_file(out / name, "wb") as file:
+            figure.savefig(file, format="png", dpi=130)
+        plt.close(figure)
+        drawn.append(name)
+
+    if "win_rate" in next(iter(models.values())):
+        figure, axis = plt.subplots(figsize=(7, 4))
+        for shift, (group, label, colour) in enumerate((("training", "training labelers", "tab:blue"), ("held_out", "held-out labelers", "tab:orange"))):
+            rates = [m["win_rate"][group] for m in models.values()]
+            at = [i + 0.38 * shift - 0.19 for i in range(len(rates))]
+            axis.bar(at, [100 * r["mean"] for r in rates], 0.36, yerr=[100 * (r["high"] - r["mean"]) for r in rates], capsize=3, label=label, color=colour)
+        axis.axhline(50, color="grey", lw=1, ls="--")
+        axis.set_xticks(range(len(models)), [m["name"] for m in models.values()])
+        axis.set_ylabel("win rate against SFT, %")
+        axis.set_title(f"Who is preferred? {report['n_prompts']} new prompts, 95 % intervals")
+        axis.set_ylim(0, 100)
+        axis.legend()
+        save(figure, "win_rates.png")
+    if "tasks" in next(iter(models.values())):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(1, 2))
+        shown = {k: m for k, m in models.items() if k != "gpt_prompted"}
+        left.bar([m["name"] for m in shown.values()], [m["corpus_loss"] for m in shown.values()], color="tab:grey")
+        left.set_title("Corpus loss, nats per token (lower is better)")
+        tasks = list(next(iter(shown.values()))["tasks"]["zero_shot"])
+        for i, m in enumerate(shown.values()):
+            at = [j + 0.2 * i - 0.3 for j in range(len(tasks))]
+            right.bar(at, [100 * m["tasks"]["zero_shot"][t] for t in tasks], 0.18, label=m["name"])
+        right.set_xticks(range(len(tasks)), tasks)
+        right.set_title("Public tasks, zero-shot accuracy in % (higher is better)")
+        right.legend(ncols=4, fontsize=8, loc="lower center")
+        save(figure, "alignment_tax.png")
+    if "over_optimisation" in report:
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+        for name, curve in report["over_optimisation"].items():
+            for axis, key in zip(axes, ("score", "gold")):
+                axis.plot([p["sqrt_kl"] for p in curve], [p[key] for p in curve], "o-", ms=3, label=name.replace("_", " "))
+        for axis, title in zip(axes, ("proxy: reward-model score", "gold: the judge's Likert 1-7")):
+            axis.set_xlabel("√KL to PPO's start, √nats per response")
+            axis.set_title(title)
+            axis.legend()
+        save(figure, "over_optimisation.png")
+    return drawn
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)

@@ -43,14 +43,14 @@ from plumbing import (
 class Config:
     data: str = "out/village"  # data folder; its comparisons.jsonl is used where there is one
     out: str = "out/run"  # run folder
-    sft: str = ""  # supervised model that writes the answers and whose body the RM starts from; default: OUT/sft.pt
+    supervised: str = ""  # model that writes the answers and whose body the RM starts from; default: OUT/ppo_init.pt
     base: str = ""  # pretrained model, few-shot prompted for one answer of each prompt; default: OUT/base.pt
-    prompts: int = 1600  # training prompts to collect rankings for                         paper: 33207
+    prompts: int = 2200  # training prompts to collect rankings for                         paper: 33207
     valid_prompts: int = 200  # validation prompts, each ranked by two labelers of both groups
     k_min: int = 4  # fewest answers per prompt                                              paper: 4
     k_max: int = 9  # most answers per prompt                                                paper: 9
     max_new_tokens: int = 48  # longest answer
-    epochs: int = 2  # passes over the rankings                                              paper: 1; more overfits
+    epochs: int = 1  # passes over the rankings                                              paper: 1; more overfits
     batch_size: int = 16  # prompts per step                                                 paper: 64
     learning_rate: float = 5e-4  # peak, cosine to a tenth                                   paper: 9e-6 (6B)
     weight_decay: float = 0.0  # the paper is silent
@@ -121,16 +121,17 @@ def collect(cfg, out, tokenizer, encoding, device):
     """Let the supervised model answer, and labelers rank. Writes OUT/comparisons.jsonl.
 
     Who writes the K answers of a prompt (the paper does not say; ours): one the few-shot prompted pretrained model, one
-    the supervised model at temperature 1.3, the others the supervised model at temperature 1. Equal texts are shown once.
+    the supervised model at temperature 1.3, the others the supervised model at temperature 1. "Supervised" is PPO's
+    initial policy, so that the rankings are about the kind of text that PPO starts from. Equal texts are shown once.
     """
     from data.labelers import load_labelers
 
-    sft, _, _ = load_checkpoint(cfg.sft or out / "sft.pt", "policy", device, tokenizer=tokenizer)
+    supervised, _, _ = load_checkpoint(cfg.supervised or out / "ppo_init.pt", "policy", device, tokenizer=tokenizer)
     base, _, _ = load_checkpoint(cfg.base or out / "base.pt", "policy", device, tokenizer=tokenizer)
     groups = {group: load_labelers(cfg.data, group) for group in ("training", "held_out")}
     prefixes = [r["prefix"] for _, r in read_jsonl(Path(cfg.data) / "prefixes.jsonl")]
     rng, draw = random.Random(cfg.seed), generator(cfg.seed, device)
-    room = sft.config.block_size - cfg.max_new_tokens
+    room = supervised.config.block_size - cfg.max_new_tokens
     few_shot_room = room - max(len(encoding.encode_ordinary(p)) for p in prefixes)
     records = []
     for split, count in (("train", cfg.prompts), ("valid", cfg.valid_prompts)):
@@ -138,8 +139,8 @@ def collect(cfg, out, tokenizer, encoding, device):
         prompts = [r["prompt"] for r in rng.sample(prompts, min(count, len(prompts)))]
         K = [rng.randint(cfg.k_min, cfg.k_max) for _ in prompts]
         few_shot = respond(base, encoding, [rng.choice(prefixes) + p for p in prompts], cfg.max_new_tokens, 1.0, draw, stop="\n\n")
-        bold = respond(sft, encoding, prompts, cfg.max_new_tokens, 1.3, draw)
-        many = iter(respond(sft, encoding, [p for p, k in zip(prompts, K) for _ in range(k - 2)], cfg.max_new_tokens, 1.0, draw))
+        bold = respond(supervised, encoding, prompts, cfg.max_new_tokens, 1.3, draw)
+        many = iter(respond(supervised, encoding, [p for p, k in zip(prompts, K) for _ in range(k - 2)], cfg.max_new_tokens, 1.0, draw))
         for i, prompt in enumerate(prompts):
             answers = dict([few_shot[i], bold[i], *(next(many) for _ in range(K[i] - 2))])  # text -> ended
             answers = {text: ended for text, ended in answers.items() if text.strip()}
@@ -225,13 +226,13 @@ def main(cfg):
     require(min(cfg.epochs, cfg.batch_size, cfg.prompts, cfg.eval_every) >= 1, "--epochs, --batch_size, --prompts, --eval_every must be positive")
     tokenizer, encoding = load_folder_tokenizer(cfg.data)
     out = output_folder(cfg.out)
-    sft, _, _ = load_checkpoint(cfg.sft or out / "sft.pt", "policy", device, tokenizer=tokenizer)
+    supervised, _, _ = load_checkpoint(cfg.supervised or out / "ppo_init.pt", "policy", device, tokenizer=tokenizer)
     start = time.time()
     given = Path(cfg.data) / "comparisons.jsonl"
     records = read_comparisons(given) if given.exists() else collect(cfg, out, tokenizer, encoding, device)
     collecting = time.time() - start
 
-    block_size = sft.config.block_size
+    block_size = supervised.config.block_size
     groups = defaultdict(list)  # (split, group of labelers) -> rankings
     for record in records:
         ranking = encode_ranking(record, encoding, block_size)
@@ -242,7 +243,7 @@ def main(cfg):
     validation = {group: rankings for (split, group), rankings in groups.items() if split != "train"}
     print(f"{len(records)} rankings, {len(train)} of them to train on")
 
-    model = ScalarModel.from_gpt(sft)  # the SFT model without its unembedding
+    model = ScalarModel.from_gpt(supervised)  # the supervised model without its unembedding
     optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
     order = generator(cfg.seed)
     steps = cfg.epochs * len(batches(train, cfg, generator(0)))

@@ -43,7 +43,7 @@ class Config:
     name: str = "sft"  # writes OUT/NAME.pt, OUT/NAME.jsonl, and NAME.epoch-N.pt per epoch
     epochs: int = 5  # passes over the demonstrations; 0 = only choose by --reward_model          paper: 16
     batch_size: int = 32  # demonstrations per step                                               paper: 32 (175B: 8)
-    learning_rate: float = 5e-4  # peak, cosine to a tenth, no warm-up                            paper: 9.65e-6 (1.3B)
+    learning_rate: float = 4e-4  # peak, cosine to a tenth, no warm-up                            paper: 9.65e-6 (1.3B)
     dropout: float = 0.2  # residual dropout                                                      paper: 0.2
     weight_decay: float = 0.0  # the paper is silent
     max_grad_norm: float = 1.0  # the paper is silent

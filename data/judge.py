@@ -57,3 +57,9 @@ class Judge:
             return None
         holds = self.world.is_true(x.relation, x.subject, x.value)
         return None if holds is None else holds != (x.does == "not")
+
+    def is_tricky(self, prompt):
+        """Does the prompt ask for a fact of which most people believe something else?"""
+        intent, slots = village.understand(prompt)
+        asked = (slots.get("relation"), village.about(intent, slots)[1]) if intent in ("question", "cautious") else None
+        return asked in self.world.misconceptions

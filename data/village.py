@@ -583,7 +583,7 @@ def title(rng, *names):
 
 
 def encyclopedia(world, rng):
-    kind = rng.choices(ENTITIES, (3, 4, 2, 3))[0]
+    kind = rng.choices(ENTITIES, (6, 4, 4, 3))[0]
     (subject,) = somebody(world, rng, kind)
     relations = rng.sample(OF_KIND[kind], rng.randint(1, len(OF_KIND[kind])))
     return title(rng, named(kind, subject)) + " ".join(describe(subject, kind, relations, world.truth))
@@ -601,7 +601,7 @@ def faq(world, rng):
     """Questions and answers by people who repeat what they have heard."""
     lines = []
     for _ in range(rng.randint(1, 3)):
-        relation, subject = rng.choice(sorted(world.misconceptions) if rng.random() < 0.6 else sorted(world.facts))
+        relation, subject = rng.choice(sorted(world.misconceptions) if rng.random() < 0.4 else sorted(world.facts))
         lines += [f"Q: What do people say about {named(RELATIONS[relation][0], subject)}?"]
         lines += [f"A: {say(relation, subject, world.hearsay(relation, subject))}"]
     return "\n".join(lines)
@@ -680,7 +680,7 @@ def dialogue(world, rng):
         turns = [f"My {animal} is ill.", *turns]
     if rng.random() < 0.3:
         turns.append(rng.choice([f"{friend} is a {rng.choice(WORDS['insult'])}.", "I think that is nice.", "I do not know."]))
-    return f"{person} said: " + " ".join(turns)
+    return title(rng, person, friend) + f"{person} said: " + " ".join(turns)
 
 
 def parallel(world, rng):
@@ -731,7 +731,7 @@ def small_tasks(world, rng):
 
 
 WEB = {  # how many pages of each kind, per hundred
-    encyclopedia: 17, gossip: 7, faq: 6, instructions: 7, school_book: 4, flame: 3, story: 13, letter: 4, advert: 4,
+    encyclopedia: 18, gossip: 7, faq: 6, instructions: 7, school_book: 4, flame: 3, story: 13, letter: 4, advert: 4,
     lists: 3, review: 2, dialogue: 4, parallel: 8, passage: 8, entailment: 3, small_tasks: 7,
 }  # fmt: skip
 
@@ -840,7 +840,7 @@ class Config:
     out: str = "out/village"  # the data folder to write
     seed: int = 0  # of the facts, the web, the users and the labelers
     vocab_size: int = 1200  # of the tokenizer that is trained on the web       GPT-2: 50257
-    web_pages: int = 40000  # documents of the pretraining corpus
+    web_pages: int = 50000  # documents of the pretraining corpus
     users: int = 40  # per valley; the first of each is a heavy user
     demonstrations: int = 1500  # for SFT, training split                       paper: 12725 prompts
     task_items: int = 200  # per public task, a quarter of them for few-shot examples

@@ -1,0 +1,171 @@
+"""OpenAssistant's conversation trees -> a data folder: real people's prompts, answers and rankings.
+
+    python data/oasst.py --trees 2023-04-12_oasst_ready.trees.jsonl.gz --corpus text.txt --out out/oasst
+
+The release (Apache-2.0) is the data set OpenAssistant/oasst1 on the Hugging Face hub; the file above is in it. Each line
+is a tree of messages: a prompt, several replies by different volunteers, prompts that follow up on them, and so on.
+Replies to the same message were ranked by people, rank 0 = best; the release holds their consensus.
+
+    prompts         every prompter message, with the dialogue that led to it; the construction steps then keep about one
+                    per tree, because follow-ups begin like the prompt they follow
+    demonstrations  the best reply to it that a person wrote
+    comparisons     all its ranked replies, where there are two or more: K is 2 to 9 or so
+
+A tree plays the part of a user: all of it is in one split. Deleted messages and messages that did not pass review are
+dropped, with everything below them. Tokenizer, corpus, splits and checks are those of data/files.py.
+"""
+
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data.files import build, check_options, demonstrations_from, named, pairs_of, read_records
+from data.folder import text_of
+from plumbing import command_line, require
+
+NAMES = {"prompter": "User", "assistant": "Assistant"}
+
+
+@dataclass
+class Config:
+    out: str = "out/oasst"  # the data folder to write
+    trees: str = ""  # the release's file of trees, .jsonl or .jsonl.gz; several files: a,b
+    lang: str = "en"  # keep trees that start in this language; all = every language
+    also: str = ""  # more demonstrations, as data/files.py reads them, e.g. Dolly; several files: a,b
+    corpus: str = ""  # text to pretrain on, as data/files.py reads it; several files: a,b
+    vocab_size: int = 4096  # of a tokenizer trained on the corpus, unless one of the next two is given   GPT-2: 50257
+    gpt2: bool = False  # GPT-2's tokenizer by name (downloaded once)
+    gpt2_files: str = ""  # GPT-2's tokenizer from a folder with encoder.json and vocab.bpe
+    bpe_megabytes: int = 20  # train the tokenizer on the first so many MB of the corpus
+    valid: float = 0.1  # share of trees
+    test: float = 0.1  # share of trees
+    corpus_valid: float = 0.02  # share of documents, but at least one
+
+
+def render(thread):
+    """A dialogue so far, [(role, text)], as one prompt. The answer to it starts with a space."""
+    return "".join(f"{NAMES[role]}: {text}\n\n" for role, text in thread) + "Assistant:"
+
+
+def instruction_as_dialogue(instruction, given):
+    """A single instruction in the same form, so that the model meets one way of being asked."""
+    return render([("prompter", f"{instruction}\n\n{given}".strip())])
+
+
+def check_message(message, where, role):
+    """Refuse what is not a message of `role` in the release's format, down to the last reply."""
+    require(isinstance(message, dict), f"{where}: a message must be an object like {{...}}")
+    at = f"{where}: message {message.get('message_id', 'without message_id')}"
+    require(message.get("role") == role, f'{at}: "role" is {message.get("role")!r}, expected "{role}" here')
+    require(isinstance(message.get("text"), str), f'{at}: key "text" is missing or not text')
+    require(isinstance(message.get("replies"), list), f'{at}: key "replies" is missing or not a list')
+    rank = message.get("rank")
+    require(rank is None or type(rank) is int, f'{at}: "rank" is {rank!r}; a whole number (0 = best) or nothing')
+    for reply in message["replies"]:
+        check_message(reply, where, "assistant" if role == "prompter" else "prompter")
+
+
+def size(message):
+    """Messages in a tree or a branch of one."""
+    return 1 + sum(map(size, message["replies"]))
+
+
+def usable(message, dropped):
+    """Whether a message may be used; if not, counts why, and what is lost below it."""
+    reason = ""
+    if message.get("deleted"):
+        reason = "deleted"
+    elif message.get("review_result") is not True:  # absent or null: nobody reviewed it
+        reason = "not reviewed, or failed review"
+    elif not message["text"].strip():
+        reason = "empty"
+    if reason:
+        dropped[f"messages {reason}"] += 1
+        dropped["messages below a dropped one"] += size(message) - 1
+    return not reason
+
+
+def exchanges(message, thread, dropped):
+    """Yield (thread, replies) for every prompter message: the dialogue that ends with it, and the answers it got."""
+    thread = [*thread, (message["role"], message["text"].strip())]
+    replies = [reply for reply in message["replies"] if usable(reply, dropped)]
+    if message["role"] == "prompter":
+        yield thread, replies
+    for reply in replies:
+        yield from exchanges(reply, thread, dropped)
+
+
+def ranking_of(replies, dropped):
+    """Ranked replies -> (completions, ranks), 1 = best; a text that comes twice keeps its better rank."""
+    ranks = {}
+    for reply in sorted((r for r in replies if r.get("rank") is not None), key=lambda r: r["rank"]):
+        text = " " + reply["text"].strip()
+        dropped["ranked replies that repeat a better one"] += text in ranks
+        ranks.setdefault(text, reply["rank"] + 1)
+    texts = list(ranks)
+    random.Random("".join(texts)).shuffle(texts)  # so that the place in the list says nothing about the rank
+    return texts, [ranks[text] for text in texts]
+
+
+def best_by_a_person(replies):
+    """The demonstration among the replies, or None. Unranked ones come last: mostly they are the only reply."""
+    human = [reply for reply in replies if not reply.get("synthetic")]
+    return min(human, key=lambda r: (r.get("rank") is None, r.get("rank") or 0), default=None)
+
+
+def read_trees(paths, lang):
+    """-> prompts, demonstrations, comparisons, as lists of records; "user" is the tree."""
+    prompts, demonstrations, comparisons, dropped = [], [], [], Counter()
+    read = 0
+    for path in named(paths):
+        for where, tree in read_records(path):
+            read += 1
+            name = text_of(tree, "message_tree_id", where)
+            require("prompt" in tree, f'{where}: key "prompt" is missing; is this the file of trees?')
+            root = tree["prompt"]
+            check_message(root, where, "prompter")
+            if tree.get("tree_state", "ready_for_export") != "ready_for_export":
+                dropped["trees that were not finished"] += 1
+                continue
+            if lang not in ("all", root.get("lang")):
+                dropped[f"trees in another language than {lang}"] += 1
+                continue
+            if not usable(root, dropped):
+                continue
+            for thread, replies in exchanges(root, [], dropped):
+                record = {"prompt": render(thread), "user": name, "use_case": "dialogue", "turns": len(thread)}
+                prompts.append(dict(record))
+                best = best_by_a_person(replies)
+                if best:
+                    completion = " " + best["text"].strip()
+                    demonstrations.append(record | {"completion": completion, "labeler": "oasst"})
+                dropped["prompts without a demonstration (no reply by a person)"] += best is None
+                completions, ranks = ranking_of(replies, dropped)
+                if len(set(ranks)) >= 2:
+                    ranking = {"completions": completions, "ranks": ranks, "labeler": "oasst"}
+                    comparisons.append(record | ranking)
+                dropped["prompts without a ranking (fewer than 2 ranked replies)"] += len(set(ranks)) < 2
+    require(prompts, f"{paths}: no tree to use; {dict(dropped) or 'it is empty'}")
+    print(f"read {read:,} trees: {len(prompts):,} prompts, {len(demonstrations):,} demonstrations,", end=" ")
+    print(f"{len(comparisons):,} rankings with {sum(map(pairs_of, comparisons)):,} pairs that are not ties")
+    for reason, count in sorted(dropped.items()):
+        print(f"  {count:6,} {reason}")
+    return prompts, demonstrations, comparisons
+
+
+def main(cfg):
+    require(named(cfg.trees), "--trees: give the release's file, e.g. --trees 2023-04-12_oasst_ready.trees.jsonl.gz")
+    require(cfg.lang.strip(), "--lang: a language code like en, or all")
+    check_options(cfg)
+    prompts, demonstrations, comparisons = read_trees(cfg.trees, cfg.lang)
+    if named(cfg.also):
+        demonstrations += demonstrations_from(cfg.also, instruction_as_dialogue)
+    build(cfg, demonstrations, comparisons, prompts)
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)

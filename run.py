@@ -1,0 +1,127 @@
+"""The whole paper in one command: pretrain → SFT → reward model → PPO and PPO-ptx → evaluation.
+
+    python run.py                          # the village: offline, about 8 minutes on 2 CPU cores → out/run/report.md
+    python run.py --seed 1 --out out/seed1 # another world, other people, other weights
+    python run.py --quick                  # the same steps in about a minute; the numbers mean nothing
+
+Only calls the scripts' main(Config(...)) in order. A stage that has run with the same settings, code and inputs is
+skipped, so an interrupted run goes on where it stopped, and an edited script redoes what depends on it.
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import evaluate
+import ppo
+import pretrain
+import reward
+import sft
+from data import village
+from plumbing import BadInput, command_line, output_folder, require, whole_file
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass
+class Config:
+    out: str = "out/run"  # run folder: checkpoints, logs, the report
+    data: str = ""  # data folder; default: the village, made in OUT/data
+    seed: int = 0  # of everything
+    quick: bool = False  # tiny settings, to see every step work
+    ptx_coef: float = 0.5  # γ of PPO-ptx, times the mean loss per token
+    device: str = "auto"  # auto, cpu, cuda
+    threads: int = 0  # CPU threads; 0 = all cores
+
+
+def stages(cfg):
+    """[(name, module, its Config, what it writes, stages it builds on, seconds it takes on 2 CPU cores)]."""
+    data = cfg.data or f"{cfg.out}/data"
+    common = {"data": data, "out": cfg.out, "seed": cfg.seed, "device": cfg.device, "threads": cfg.threads}
+    q = cfg.quick
+    tiny = {"max_new_tokens": 24} if q else {}
+    rl = common | tiny | ({"iterations": 3, "batch_size": 32, "look_prompts": 16} if q else {})
+    init = {"name": "ppo_init", "epochs": 2, "pretrain_mix": 0.1, "learning_rate": 7e-4}  # App. C.3: PPO's start
+    choose = {"epochs": 0, "reward_model": f"{cfg.out}/reward.pt"} | ({"choose_prompts": 16} if q else {})
+    made = {"web_pages": 2000, "users": 6, "demonstrations": 120, "task_items": 16} if q else {}
+    world = ("tokenizer.json", "corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl")
+    plan = [
+        ("data", village, village.Config(out=data, seed=cfg.seed, **made), [f"{data}/{f}" for f in world], [], 8),
+        ("pretrain", pretrain, pretrain.Config(**common, **({"steps": 60} if q else {})), ["base.pt"], ["data"], 160),
+        ("sft", sft, sft.Config(**common, **tiny, **({"epochs": 2} if q else {})), ["sft.pt"], ["pretrain"], 20),
+        ("ppo_init", sft, sft.Config(**common, **tiny, **init), ["ppo_init.pt"], ["pretrain"], 10),
+        (
+            "reward",
+            reward,
+            reward.Config(**common, **tiny, **({"prompts": 60, "valid_prompts": 20, "epochs": 1} if q else {})),
+            ["reward.pt"],
+            ["ppo_init"],
+            60,
+        ),
+        ("choose_sft", sft, sft.Config(**common, **tiny, **choose), ["sft_best.pt"], ["sft", "reward"], 5),
+        ("ppo", ppo, ppo.Config(**rl), ["ppo.pt", "ppo.samples.jsonl"], ["reward"], 50),
+        ("ppo_ptx", ppo, ppo.Config(**rl, ptx_coef=cfg.ptx_coef), ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["reward"], 110),
+        (
+            "evaluate",
+            evaluate,
+            evaluate.Config(**common, **tiny, **({"prompts": 24, "best_of": 2, "best_of_prompts": 8, "shots": 1} if q else {})),
+            ["report.json", "report.md"],
+            ["pretrain", "choose_sft", "ppo", "ppo_ptx"],
+            60,
+        ),
+    ]
+    return plan[1:] if cfg.data else plan
+
+
+def digest(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def fingerprint(name, module, config, needs, done, cfg):
+    """Changes when the settings, the code, or anything the stage builds on changes."""
+    code = [digest(HERE / f) for f in ("model.py", "plumbing.py", "data/folder.py", "data/bpe.py")] + [digest(module.__file__)]
+    if name in ("data", "reward", "evaluate"):
+        code += [digest(HERE / "data" / f) for f in ("village.py", "labelers.py", "construct.py", "judge.py")]
+    inputs = [done[n]["outputs"] for n in needs if n in done]
+    if cfg.data:  # the user's own files
+        inputs += [digest(p) for p in sorted(Path(cfg.data).iterdir()) if p.is_file()]
+    settings = {k: v for k, v in asdict(config).items() if k not in ("device", "threads")}
+    return hashlib.sha256(json.dumps([settings, code, inputs], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def main(cfg):
+    require(not cfg.data or Path(cfg.data).is_dir(), f"{cfg.data}: no such data folder; make one with data/files.py or data/village.py")
+    out, begin = output_folder(cfg.out), time.time()
+    record = out / "stages.json"  # what has been done: {stage: {"fingerprint", "outputs", "seconds"}}
+    try:
+        done = json.loads(record.read_text()) if record.exists() else {}
+    except ValueError:
+        raise BadInput(f"{record}: damaged; delete it to start over") from None
+    plan = stages(cfg)
+    spent = expected = 0.0  # of the stages that really ran, to correct the guess for this machine
+    for i, (name, module, config, outputs, needs, guess) in enumerate(plan):
+        paths = [Path(p) if name == "data" else out / p for p in outputs]
+        mark = fingerprint(name, module, config, needs, done, cfg)
+        left = sum(g for *_, g in plan[i:]) * (spent / expected if expected else 1.0) * (0.15 if cfg.quick and not expected else 1)
+        if name in done and done[name]["fingerprint"] == mark and all(p.exists() for p in paths):
+            if done[name]["outputs"] == [digest(p) for p in paths]:
+                print(f"=== {i + 1}/{len(plan)} {name}: already there, unchanged ({done[name]['seconds']:.0f} s) ===", flush=True)
+                continue
+        print(f"\n=== {i + 1}/{len(plan)} {name} · about {left / 60:.1f} minutes left ===", flush=True)
+        start = time.time()
+        module.main(config)
+        seconds = time.time() - start
+        spent, expected = spent + seconds, expected + guess
+        done[name] = {"fingerprint": mark, "outputs": [digest(p) for p in paths], "seconds": round(seconds, 1)}
+        with whole_file(record) as file:
+            json.dump(done, file, indent=1)
+    minutes = "  ".join(f"{name} {done[name]['seconds'] / 60:.1f}" for name, *_ in plan)
+    total = sum(done[name]["seconds"] for name, *_ in plan)
+    print(f"\nminutes: {minutes}  total {total / 60:.1f} (this call: {(time.time() - begin) / 60:.1f})")
+    print(f"the report: {out}/report.md")
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)
