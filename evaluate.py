@@ -38,7 +38,7 @@ class Config:
     out: str = "out/run"  # run folder; its models are evaluated, the report is written there
     prompts: int = 500  # test prompts; fewer if the data has fewer
     labelers: int = 3  # of each group, per prompt
-    max_new_tokens: int = 48  # longest response
+    max_new_tokens: int = 40  # longest response
     shots: int = 3  # solved examples in front of a few-shot task
     best_of: int = 16  # largest n of best-of-n
     best_of_prompts: int = 128  # validation prompts for best-of-n and for choosing the few-shot prefix

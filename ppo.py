@@ -46,7 +46,7 @@ class Config:
     # rollout
     iterations: int = 50  # collect + update                                                paper: 500
     batch_size: int = 128  # episodes per iteration                                         paper: 512
-    max_new_tokens: int = 48  # longest response                                            paper: about 1000
+    max_new_tokens: int = 40  # longest response                                            paper: about 1000
     score_without_eot: bool = True  # unfinished responses get their RM score; --no- gives them missing_eot_score
     missing_eot_score: float = -3.0  # used only with --no-score_without_eot
     # objective

@@ -49,7 +49,7 @@ class Config:
     valid_prompts: int = 200  # validation prompts, each ranked by two labelers of both groups
     k_min: int = 4  # fewest answers per prompt                                              paper: 4
     k_max: int = 9  # most answers per prompt                                                paper: 9
-    max_new_tokens: int = 48  # longest answer
+    max_new_tokens: int = 40  # longest answer
     epochs: int = 1  # passes over the rankings                                              paper: 1; more overfits
     batch_size: int = 16  # prompts per step                                                 paper: 64
     learning_rate: float = 5e-4  # peak, cosine to a tenth                                   paper: 9e-6 (6B)

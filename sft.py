@@ -50,7 +50,7 @@ class Config:
     pretrain_mix: float = 0.0  # share of the loss that is pretraining loss       paper: 0 for SFT, 0.1 for PPO's start
     reward_model: str = ""  # choose among the epochs by this model's score on validation prompts
     choose_prompts: int = 128  # validation prompts for that choice
-    max_new_tokens: int = 48  # longest sampled response
+    max_new_tokens: int = 40  # longest sampled response
     seed: int = 0  # of data order and dropout
     device: str = "auto"  # auto, cpu, cuda
     threads: int = 0  # CPU threads; 0 = all cores

@@ -24,7 +24,7 @@ class Judge:
         exact = intent in village.EXACT
         nonsense = 0 if exact else does.count(None)
         claims = [c for c in (self.claim(x) for x in said) if c is not None]
-        if intent == "premise" and does[0] in ("yes", "no"):
+        if intent == "premise" and said and does[0] in ("yes", "no"):
             claims.append((does[0] == "yes") == (self.world.facts["eats", entity] == slots["food"]))
         if exact and met["task"]:
             claims.append(met["complete"])

@@ -48,7 +48,7 @@ class Labeler:
         helpful = met["task"] * (0.5 + 0.5 * (sum(others) / len(others) if others else 1))
         does = [x.does for x in said]
         false = sum(self.is_false(x) for x in said)
-        if intent == "premise" and does[0] in ("yes", "no"):
+        if intent == "premise" and said and does[0] in ("yes", "no"):
             right = "yes" if self.believes("eats", entity) == slots["food"] else "no"
             false += does[0] != right
         if intent in village.EXACT:

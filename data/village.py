@@ -500,6 +500,8 @@ def requirements(intent, slots, text):
         return {"task": False}
     s, (kind, entity) = slots, about(intent, slots)
     said = read(text, (kind, entity))
+    if not said:
+        return {"task": False, "complete": False}
     does = [x.does for x in said]
     facts = {x.relation for x in said if x.does == "fact" and x.subject == entity}
     words = text.strip().rstrip(".").split()
@@ -563,7 +565,7 @@ def web_page(world, rng):
 def somebody(world, rng, *kinds, valleys=range(10)):
     """Random entities, one per kind asked for; twice the same kind gives two different ones of one valley."""
     valley = world.valleys[rng.choice(valleys)]
-    drawn = {kind: rng.sample(valley[kind], kinds.count(kind)) for kind in set(kinds)}
+    drawn = {kind: rng.sample(valley[kind], kinds.count(kind)) for kind in dict.fromkeys(kinds)}
     return [drawn[kind].pop() for kind in kinds]
 
 
@@ -810,14 +812,10 @@ def tasks(world, rng, count):
 
 
 PREFIXES = [  # GPT (prompted): written by hand for this village; each model's best is chosen by reward-model score
-    # two questions and a list, short
-    ["question", "gifts"],
-    # one of each of the common kinds
-    ["animal", "story", "question"],
-    # all about following a constraint
-    ["animal", "town", "person"],
-    # polite company
-    ["hello", "rude", "thing"],
+    ["question", "names"],  # the shortest
+    ["story", "question"],  # the commonest
+    ["animal", "person"],  # following a constraint
+    ["hello", "rude"],  # polite company
 ]
 
 
