@@ -1,6 +1,6 @@
 """Step 0: what is the model before anyone asks it anything? Next-token prediction on the corpus.
 
-    python pretrain.py --data out/village --out out/village-run          # -> base.pt, about 2.5 minutes on 2 CPU cores
+    python pretrain.py --data out/village --out out/run          # -> base.pt, about 2.5 minutes on 2 CPU cores
 
 Minimises -log p(token | tokens before it), averaged over all tokens of random windows of the corpus. An untrained model
 starts at ln(vocabulary): 6.9 for the village's 1,200 tokens, 10.8 for GPT-2's 50,257.

@@ -241,6 +241,7 @@ def main(cfg):
     train = groups["train", "training"]
     require(train, "no ranking of the training split has two answers that differ, fit and do not tie")
     validation = {group: rankings for (split, group), rankings in groups.items() if split != "train"}
+    require(validation, "no ranking of the validation split is left to measure accuracy on")
     print(f"{len(records)} rankings, {len(train)} of them to train on")
 
     model = ScalarModel.from_gpt(supervised)  # the supervised model without its unembedding

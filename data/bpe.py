@@ -5,6 +5,7 @@ copied into every checkpoint, so that a checkpoint alone can be talked to.
 """
 
 import base64
+import hashlib
 import heapq
 import json
 from collections import Counter, defaultdict
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import regex
 import tiktoken
+import tiktoken.load
 
 from plumbing import BadInput, require
 
@@ -101,7 +103,9 @@ def gpt2_tokenizer(folder=""):
         for path in paths:
             require(path.is_file(), f"{path}: not found; the folder needs GPT-2's encoder.json and vocab.bpe")
         try:
-            ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*map(str, paths))
+            # The hashes make tiktoken look at the files: it caches by path, and would miss that they changed.
+            hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+            ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*map(str, paths), *hashes)
         except (ValueError, AssertionError, KeyError, IndexError) as problem:
             raise BadInput(f"{folder}: encoder.json and vocab.bpe do not fit each other ({problem}); copy both again") from None
         tokens = sorted(ranks, key=ranks.get)

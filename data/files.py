@@ -135,7 +135,7 @@ def demonstrations_from(paths, ask=instruction_prompt):
             if pair not in seen:
                 seen.add(pair)
                 glued += not prompt[-1].isspace() and not completion[0].isspace()
-                records.append({"labeler": "unknown"} | record)
+                records.append(record | {"labeler": record.get("labeler", "unknown")})
     print(f"read {len(records) + repeated:,} demonstrations; dropped {repeated:,} that repeat another")
     if glued:
         print(f"note: in {glued:,} of them no space or newline stands between prompt and completion")
@@ -152,7 +152,7 @@ def comparisons_from(paths):
                 require(math.isfinite(rank), f"{where}: rank {rank} is not a number (1 = best)")
             if "split" not in said:
                 del record["split"]
-            records.append({"labeler": "unknown"} | record)
+            records.append(record | {"labeler": record.get("labeler", "unknown")})
     if records:
         print(f"read {len(records):,} rankings, {sum(map(pairs_of, records)):,} pairs that are not ties")
     return records

@@ -13,6 +13,8 @@ of the prompt. Extra keys are kept and ignored. A wrong record is refused with f
 
 import gzip
 import json
+import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +26,27 @@ from plumbing import BadInput, require, whole_file
 SPLITS = ("train", "valid", "test")
 
 
-def open_text(path):
-    """Open a text file, gzipped or not, by its name."""
+def open_bytes(path):
+    """Open a file, gzipped or not, by its name."""
     path = Path(path)
     require(path.is_file(), f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; check the path")
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
+    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
 
 
 def read_lines(path):
-    """Yield (line number, line) of a text file; unreadable bytes become one clear error."""
+    """Yield (line number, line) of a text file; unreadable bytes become one clear error.
+
+    Lines are decoded one by one: a text file decodes whole blocks, and would blame an earlier line.
+    """
     number = 0
     try:
-        with open_text(path) as file:
+        with open_bytes(path) as file:
             for number, line in enumerate(file, 1):
-                yield number, line
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as problem:
-        raise BadInput(f"{path}:{number + 1}: not readable as UTF-8 text ({problem}); save it as UTF-8") from None
+                yield number, line.decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as problem:
+        raise BadInput(f"{path}:{number}: not readable as UTF-8 text ({problem}); save it as UTF-8") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
+        raise BadInput(f"{path}:{number + 1}: damaged or cut short ({problem}); copy the file again") from None
 
 
 def read_jsonl(path):
@@ -62,7 +69,7 @@ def write_jsonl(path, records):
 
 
 def text_of(record, key, where):
-    """record[key] as a string that is not empty; end-of-text is the model's to write, so it may not be in it."""
+    """record[key] as a string that is not empty. End-of-text written out in it is encoded as ordinary text."""
     require(key in record, f'{where}: key "{key}" is missing; found {sorted(record)}')
     value = record[key]
     require(isinstance(value, str) and value.strip() != "", f'{where}: "{key}" must be text that is not empty')
@@ -108,7 +115,7 @@ def read_comparisons(path):
         for text in completions:
             require(isinstance(text, str) and text.strip() != "", f'{where}: "completions" holds an empty text; drop it and its rank')
         for rank in ranks:
-            require(isinstance(rank, (int, float)) and not isinstance(rank, bool), f'{where}: rank {rank!r} is not a number (1 = best)')
+            require(isinstance(rank, (int, float)) and not isinstance(rank, bool) and math.isfinite(rank), f'{where}: rank {rank!r} is not a number (1 = best)')
         records.append(record | {"split": split_of(record, where)})
     require(records, f"{path}: no comparisons in it")
     return records

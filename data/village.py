@@ -895,6 +895,7 @@ def main(cfg):
     with whole_file(out / "tokenizer.json") as file:
         json.dump(tokenizer, file)
     tokens = {s: write_corpus(out / f"corpus.{s}.bin", part, encoding) for s, part in (("train", pages[held:]), ("valid", pages[:held]))}
+    (out / "comparisons.jsonl").unlink(missing_ok=True)  # of another world that was here before
     write_jsonl(out / "prompts.jsonl", customers)
     write_jsonl(out / "demonstrations.jsonl", demonstrations)
     write_jsonl(out / "prefixes.jsonl", prefixes(world))
@@ -908,8 +909,8 @@ def main(cfg):
             some = Counter(r["source"] for r in records if r["split"] == split)
             if some:
                 counts[name, split] = {"labeler": some["labeler"], "customer": some["customer"]}
-    lengths = {f"SFT {s}": [len(encoding.encode(r["prompt"])) for r in demonstrations if r["split"] == s] for s in ("train", "valid")}
-    lengths |= {f"RL {s}": [len(encoding.encode(r["prompt"])) for r in customers if r["split"] == s] for s in ("train", "valid", "test")}
+    lengths = {f"SFT {s}": [len(encoding.encode_ordinary(r["prompt"])) for r in demonstrations if r["split"] == s] for s in ("train", "valid")}
+    lengths |= {f"RL {s}": [len(encoding.encode_ordinary(r["prompt"])) for r in customers if r["split"] == s] for s in ("train", "valid", "test")}
     text = tables(steps, counts, customers, lengths)
     with whole_file(out / "construction.txt") as file:
         file.write(text + "\n")

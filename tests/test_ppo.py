@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import ppo
-from data.folder import Corpus, read_prompts
-from model import GPT, GPTConfig, ScalarModel, generate, load_checkpoint, save_checkpoint, token_logprobs
+from data.folder import read_prompts
+from model import GPT, GPTConfig, ScalarModel, generate, load_checkpoint, save_checkpoint
 from plumbing import BadInput, adamw, generator, optimizer_step
 from pretrain import lm_loss
 
@@ -175,7 +175,9 @@ def test_value_loss_matches_a_loop(clip):
             V, V_old, G = (x[b, t].item() for x in (new, old, returns))
             near = V_old + min(max(V - V_old, -clip), clip)
             losses.append(max((V - G) ** 2, (near - G) ** 2) if clip else (V - G) ** 2)
-    assert ppo.value_loss(new, old, returns, mask, clip).item() == pytest.approx(0.5 * sum(losses) / len(losses), rel=1e-5)
+    assert ppo.value_loss(new, old, returns, mask, clip).item() == pytest.approx(
+        0.5 * sum(losses) / len(losses), rel=1e-5
+    )
 
 
 def test_more_padding_changes_nothing():
@@ -368,7 +370,13 @@ def test_tokens_after_the_end_do_not_teach(monkeypatch):
     assert after.any()
     changed = {k: v.clone() for k, v in batch.items()}
     changed["tokens"][after] = torch.randint(V, (int(after.sum()),), generator=generator(1))
-    for key, value in (("logprobs", 3.0), ("ref_logprobs", -3.0), ("values", 9.0), ("advantages", 7.0), ("returns", 8.0)):
+    for key, value in (
+        ("logprobs", 3.0),
+        ("ref_logprobs", -3.0),
+        ("values", 9.0),
+        ("advantages", 7.0),
+        ("returns", 8.0),
+    ):
         changed[key][after] = value
     do_update(models, changed, cfg)
     for (_, a), (_, b) in zip(first, spy.calls, strict=True):
@@ -590,7 +598,9 @@ def test_a_toy_reward_goes_up(data, run, tokenizer, tiny):
         eot = toy.transformer.ln_f(toy.transformer.wte.weight[-1])
         toy.head.weight.copy_(eot[None] / eot.square().sum())
     save_checkpoint(run / "toy.pt", toy, tokenizer, tiny, 0)
-    cfg = config(data, run, iterations=40, batch_size=32, minibatch_size=8, max_new_tokens=4, kl_coef=0.0, learning_rate=0.01)
+    cfg = config(
+        data, run, iterations=40, batch_size=32, minibatch_size=8, max_new_tokens=4, kl_coef=0.0, learning_rate=0.01
+    )
     ppo.main(replace(cfg, reward_model=str(run / "toy.pt"), look_every=100, value_learning_rate=1e-3))
     records = records_of(run / "ppo.jsonl")
     assert records[0]["without_eot"] > 0.9 and records[-1]["without_eot"] < 0.1
@@ -654,7 +664,9 @@ def test_bad_flags(data, run, flag, value):
         ppo.main(config(data, run, **{flag: value}))
 
 
-@pytest.mark.parametrize("change, match", [({"max_new_tokens": 64}, "prompt"), ({"ptx_coef": 1.0, "ptx_window": 100}, "context")])
+@pytest.mark.parametrize(
+    "change, match", [({"max_new_tokens": 64}, "prompt"), ({"ptx_coef": 1.0, "ptx_window": 100}, "context")]
+)
 def test_what_does_not_fit_the_context(data, run, change, match):
     with pytest.raises(BadInput, match=match):
         ppo.main(config(data, run, **change))

@@ -130,7 +130,15 @@ def test_divergence_stops_the_run(tmp_path, data, steps):
     assert not (tmp_path / "base.pt").exists(), "broken weights are not saved"
 
 
-BAD = [("size", "huge"), ("steps", 0), ("batch_size", 0), ("window", 0), ("window", 65), ("eval_every", 0), ("dropout", 1.5)]
+BAD = [
+    ("size", "huge"),
+    ("steps", 0),
+    ("batch_size", 0),
+    ("window", 0),
+    ("window", 65),
+    ("eval_every", 0),
+    ("dropout", 1.5),
+]
 
 
 @pytest.mark.parametrize("flag, value", BAD)

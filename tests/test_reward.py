@@ -201,7 +201,11 @@ def test_one_batch_overfits():
 
 
 def test_encoding_a_ranking(encoding):
-    record = {"prompt": "The cat", "completions": [" is red.", " is", " is red.", " is red. " * 9], "ranks": [1, 2, 3, 4]}
+    record = {
+        "prompt": "The cat",
+        "completions": [" is red.", " is", " is red.", " is red. " * 9],
+        "ranks": [1, 2, 3, 4],
+    }
     record["ended"] = [True, False, True, True]
     rows = reward.encode_ranking(record, encoding, 20)
     start = encoding.encode_ordinary("The cat")
@@ -304,7 +308,7 @@ def test_collecting_rankings(data, run, tmp_path, tokenizer, encoding, monkeypat
     import data.labelers as labelers
 
     def load_labelers(folder, group):
-        shorter = lambda prompt, texts: [1 + sum(len(t) < len(text) for t in texts) for text in texts]  # noqa: E731
+        shorter = lambda prompt, texts: [1 + sum(len(t) < len(text) for t in texts) for text in texts]
         return [SimpleNamespace(name=f"{group}-{i}", group=group, rank=shorter) for i in range(3)]
 
     monkeypatch.setattr(labelers, "load_labelers", load_labelers)

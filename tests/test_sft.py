@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import sft
-from data.folder import Corpus
 from model import GPT, GPTConfig, load_checkpoint
 from plumbing import BadInput, adamw, batches_by_length, cosine_to_tenth, generator, optimizer_step
 from pretrain import lm_loss
@@ -122,7 +121,7 @@ def test_batches_save_padding_and_stay_random():
     assert means != sorted(means) and batches != batches_by_length(lengths, 8, generator(2))
 
 
-# ---------------------------------------------------------------------------------------------------- the pretraining mix
+# ---------------------------------------------------------------------------------------------------- pretraining mix
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.1, 0.5])
@@ -267,8 +266,3 @@ def test_choosing_needs_a_reward_model_and_kept_epochs(data, run):
         sft.main(config(data, run, epochs=0, reward_model=str(run / "sft.pt")))
     with pytest.raises(BadInput, match="base.pt: no such checkpoint"):
         sft.main(config(data, run / "elsewhere"))
-
-
-def test_corpus_of_the_data_folder_is_read(data):
-    """The mix draws from the training split; the forgetting is measured on the validation split."""
-    assert len(Corpus(data, "train").ids) > len(Corpus(data, "valid").ids) > 0

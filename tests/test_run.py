@@ -1,0 +1,115 @@
+"""The whole paper in small: run.py, its interruption by kill -9, and the evaluation's arithmetic."""
+
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = ("helpful", "truthful", "harmless", "length", "corpus_loss")
+
+
+def run(out, *more, **kwargs):
+    env = os.environ | {"OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "run.py", "--quick", "--threads", "2", "--out", str(out), *more]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, **kwargs)
+
+
+def without_times(report):
+    return {k: v for k, v in report.items() if k not in ("seconds", "config")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "whole"
+    done = run(out, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_run_writes_the_whole_report(finished):
+    out, printed = finished
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["models"]) == {"gpt", "gpt_prompted", "sft", "ppo", "ppo_ptx"}
+    for model in report["models"].values():
+        assert all(math.isfinite(model[k]) for k in KEYS)
+        for group in ("training", "held_out"):
+            rate = model["win_rate"][group]
+            assert 0 <= rate["mean"] <= 1 and rate["low"] <= rate["mean"] <= rate["high"] and rate["n"] > 0
+    assert {"pretrain", "sft", "reward", "ppo", "ppo_ptx", "evaluate"} <= set(report["seconds"])
+    assert report["over_optimisation"]["ppo"] and report["over_optimisation"]["best_of_n"][0]["sqrt_kl"] == 0
+    assert (out / "report.md").read_text().startswith("# Report") and "minutes:" in printed
+
+
+def test_a_second_run_skips_everything_and_a_changed_setting_redoes_what_depends_on_it(finished):
+    out, _ = finished
+    before = (out / "report.json").read_bytes()
+    again = run(out, timeout=120)
+    assert again.stdout.count("already there") == 9 and (out / "report.json").read_bytes() == before
+    changed = run(out, "--ptx_coef", "0.7", timeout=200)
+    assert changed.stdout.count("already there") == 7  # all but ppo_ptx and evaluate
+    back = run(out, timeout=200)  # leave it as the other tests expect it
+    assert back.returncode == 0
+    assert without_times(json.loads((out / "report.json").read_text())) == without_times(json.loads(before))
+
+
+def test_killed_and_continued_gives_the_same_report(finished, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "run.py", "--quick", "--threads", "2", "--out", str(out)]
+    env = os.environ | {"OMP_NUM_THREADS": "2"}
+    for wait in (6, 9):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=env)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert run(out, timeout=300).returncode == 0
+    whole = json.loads((finished[0] / "report.json").read_text())
+    assert without_times(json.loads((out / "report.json").read_text())) == without_times(whole)
+
+
+def test_readme_commands_exist_and_their_flags_are_known():
+    """Every `python x.py --flags` in the README names a script that is there and flags that it has."""
+    commands = re.findall(r"python ((?:data/)?\w+\.py[^\n#`&]*)", (ROOT / "README.md").read_text())
+    assert any(c.startswith("run.py") for c in commands) and len(commands) >= 8
+    for command in commands:
+        script, *flags = shlex.split(command.strip())
+        text = (ROOT / script).read_text()
+        for flag in (f for f in flags if f.startswith("--")):
+            name = flag.split("=")[0].removeprefix("--").removeprefix("no-")
+            assert name == "help" or re.search(rf"^    {name}: ", text, flags=re.M), f"{script} has no --{name}"
+
+
+def test_preference_counts_both_orders_and_ties_half():
+    class FirstWins:
+        def rank(self, prompt, completions):
+            return [1, 2]
+
+    class Likes:
+        def rank(self, prompt, completions):
+            return [2 - ("good" in c) for c in completions]
+
+    assert evaluate.preference(FirstWins(), "x", "a", "b") == 0.5  # a labeler who always takes the first place says nothing
+    assert evaluate.preference(Likes(), "x", "good", "b") == 1.0
+    assert evaluate.preference(Likes(), "x", "a", "good") == 0.0
+    assert evaluate.preference(Likes(), "x", "a", "b") == 0.5
+
+
+def test_interval_is_over_prompts():
+    r = evaluate.mean_and_interval([0.0, 1.0, 0.5, 0.5])
+    deviation = math.sqrt(sum((x - 0.5) ** 2 for x in (0, 1, 0.5, 0.5)) / 3)
+    assert r["mean"] == 0.5 and r["n"] == 4 and r["high"] - 0.5 == pytest.approx(1.96 * deviation / 2)
+
+
+def test_run_refuses_a_missing_data_folder(tmp_path):
+    bad = run(tmp_path / "x", "--data", str(tmp_path / "nothing"))
+    assert bad.returncode == 2 and len(bad.stderr.strip().splitlines()) == 1
