@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from data.folder import Corpus, load_folder_tokenizer, read_jsonl, read_prompts, with_room
-from model import load_checkpoint, pad, respond, response_mask, token_logprobs
+from model import encode_answer, load_checkpoint, pad, respond, response_mask, score_answers, token_logprobs
 from plumbing import command_line, generator, output_folder, require, set_up, whole_file
 from pretrain import corpus_loss
 
@@ -54,27 +54,13 @@ FILES = {"gpt": ["base.pt"], "sft": ["sft_best.pt", "sft.pt"], "ppo": ["ppo.pt"]
 
 
 @torch.no_grad()
-def reward_scores(reward_model, encoding, prompts, answers, batch_size=128):
-    """Reward-model score of each (text, ended) as an answer to each prompt -> [float]. Too long for the context: nan."""
-    device, limit = reward_model.bias.device, reward_model.config.block_size
-    rows = [encoding.encode_ordinary(p + t) + [encoding.eot_token] * ended for p, (t, ended) in zip(prompts, answers)]
-    order = sorted((i for i in range(len(rows)) if 0 < len(rows[i]) <= limit), key=lambda i: len(rows[i]))
-    scores = [float("nan")] * len(rows)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        for i, value in zip(batch, reward_model.score(*pad([rows[i] for i in batch], device)).tolist()):
-            scores[i] = value
-    return scores
-
-
-@torch.no_grad()
 def sequence_logprobs(model, encoding, pairs, batch_size=128):
     """Sum of the token log-probs of each continuation given its context, and its number of tokens.
 
     pairs: [(context, continuation, ended)] -> [(sum, tokens)].
     """
     device = model.transformer.wte.weight.device
-    rows = [(encoding.encode_ordinary(c), encoding.encode_ordinary(a) + [encoding.eot_token] * ended) for c, a, ended in pairs]
+    rows = [encode_answer(encoding, *pair) for pair in pairs]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     result = [(0.0, 0)] * len(rows)
     for start in range(0, len(order), batch_size):
@@ -121,7 +107,7 @@ def choose_prefix(gpt, reward_model, encoding, prefixes, prompts, cfg, device):
     for prefix in prefixes:
         draw = generator(cfg.seed, device)
         answers = respond(gpt, encoding, [prefix + p for p in prompts], cfg.max_new_tokens, 1.0, draw, stop="\n\n")
-        values = [s for s in reward_scores(reward_model, encoding, prompts, answers) if not math.isnan(s)]
+        values = [s for s in score_answers(reward_model, encoding, prompts, answers) if not math.isnan(s)]
         scores.append(sum(values) / max(len(values), 1))
     return scores.index(max(scores)), scores
 
@@ -172,7 +158,7 @@ def along_training(path, judge):
 def best_of_n(model, reward_model, encoding, prompts, judge, cfg, device):
     """Sample n answers, keep the one the reward model likes best: its KL is ln n - (n-1)/n at most (Stiennon et al.)."""
     draws = respond(model, encoding, [p for p in prompts for _ in range(cfg.best_of)], cfg.max_new_tokens, 1.0, generator(cfg.seed, device))
-    scores = reward_scores(reward_model, encoding, [p for p in prompts for _ in range(cfg.best_of)], draws)
+    scores = score_answers(reward_model, encoding, [p for p in prompts for _ in range(cfg.best_of)], draws)
     curve, n = [], 1
     while n <= cfg.best_of:
         picked = []
@@ -251,7 +237,7 @@ def main(cfg):
             result["win_rate_greedy"] = {g: win_rate(people, cfg.labelers, prompts, greedy_texts, opponents, cfg.seed) for g, people in groups.items()}
             result |= gold_report(judge, records, texts)
         result["length"] = sum(len(encoding.encode_ordinary(t)) for t in texts) / len(texts)
-        scores = [s for s in reward_scores(reward_model, encoding, prompts, answers[key]) if not math.isnan(s)]
+        scores = [s for s in score_answers(reward_model, encoding, prompts, answers[key]) if not math.isnan(s)]
         result["score"] = sum(scores) / max(len(scores), 1)
         if key in ("sft", "ppo", "ppo_ptx"):
             pairs = [(p, t, e) for p, (t, e) in zip(prompts, answers[key]) if t]

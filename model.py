@@ -345,14 +345,38 @@ def respond(model, encoding, prompts, max_new_tokens, temperature=1.0, generator
     return answers
 
 
+def encode_answer(encoding, prompt, text, ended=True):
+    """Ids of a prompt and of an answer to it, encoded apart as they are when sampled; end-of-text if it has ended."""
+    return encoding.encode_ordinary(prompt), encoding.encode_ordinary(text) + [encoding.eot_token] * bool(ended)
+
+
+@torch.no_grad()
+def score_answers(reward_model, encoding, prompts, answers, batch_size=128):
+    """Reward-model score of each answer (text, ended) to each prompt -> [float]; nan where it exceeds the context."""
+    rows = [sum(encode_answer(encoding, p, text, ended), []) for p, (text, ended) in zip(prompts, answers)]
+    order = sorted((i for i in range(len(rows)) if len(rows[i]) <= reward_model.config.block_size), key=lambda i: len(rows[i]))
+    scores = [float("nan")] * len(rows)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        for i, value in zip(batch, reward_model.score(*pad([rows[i] for i in batch], reward_model.bias.device)).tolist()):
+            scores[i] = value
+    return scores
+
+
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
 def save_checkpoint(path, model, tokenizer, config, step, **more):
     """One file that another stage can open alone: weights, shape, tokenizer, and how it was made. Whole or not at all."""
     checkpoint = {"kind": model.kind, "model": model.state_dict(), "model_config": asdict(model.config)}
+    checkpoint |= {"tokenizer": tokenizer, "config": asdict(config), "step": step} | more
     with whole_file(path, "wb") as file:
-        torch.save(checkpoint | {"tokenizer": tokenizer, "config": asdict(config), "step": step} | more, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as problem:  # torch hides a full disk behind an error of its own
+            if isinstance(problem.__context__, OSError):
+                raise problem.__context__ from None
+            raise
 
 
 def load_checkpoint(path, kind, device="cpu", dropout=0.0, tokenizer=None):
@@ -365,7 +389,7 @@ def load_checkpoint(path, kind, device="cpu", dropout=0.0, tokenizer=None):
         found, weights = checkpoint["kind"], checkpoint["model"]
     except FileNotFoundError:
         raise BadInput(f"{path}: no such checkpoint; run the step that writes it, or pass another path") from None
-    except OSError:
+    except (PermissionError, IsADirectoryError):
         raise
     except Exception as problem:
         reason = str(problem).splitlines()[0][:80] if str(problem) else type(problem).__name__

@@ -25,14 +25,23 @@ reduction is not stated, does not carry over.
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from data.folder import Corpus, load_folder_tokenizer, read_prompts, with_room
-from model import generate, load_checkpoint, masked_mean, respond, save_checkpoint, token_logprobs, values_before
-from plumbing import MetricsLog, adamw, check_finite, command_line, generator, optimizer_step, output_folder, require, set_up
+from model import generate, load_checkpoint, masked_mean, save_checkpoint, token_logprobs, values_before
+from plumbing import (
+    MetricsLog,
+    adamw,
+    check_finite,
+    command_line,
+    generator,
+    optimizer_step,
+    output_folder,
+    require,
+    set_up,
+)
 from pretrain import corpus_loss, lm_loss
 
 
@@ -62,7 +71,7 @@ class Config:
     # optimisation
     minibatch_size: int = 16  # episodes per policy update                                  paper: 64
     epochs: int = 1  # passes over the collected episodes                                   paper: 1
-    learning_rate: float = 2e-4  # of the policy, constant after the warm-up        paper: 2.6e-6 to 2.6e-5 scanned
+    learning_rate: float = 3e-4  # of the policy, constant after the warm-up        paper: 2.6e-6 to 2.6e-5 scanned
     warmup_iterations: int = 10  # from a tenth of the learning rate                        paper: 10
     value_learning_rate: float = 5e-4  # constant                                           paper: 9e-6
     value_only_iterations: int = 2  # at the start only the value model learns              paper: silent
@@ -247,6 +256,8 @@ def main(cfg):
     prompts = [encoding.encode_ordinary(r["prompt"]) for r in with_room(read_prompts(cfg.data, "train"), encoding, room)]
     look_at = [r["prompt"] for r in with_room(read_prompts(cfg.data, "valid"), encoding, room)][: cfg.look_prompts]
     corpus = Corpus(cfg.data, "train")
+    fits = cfg.ptx_window <= policy.config.block_size
+    require(fits, f"--ptx_window {cfg.ptx_window} is longer than the context of {policy.config.block_size}")
     corpus_valid = Corpus(cfg.data, "valid")
     draw, order = generator(cfg.seed, device), generator(cfg.seed)
     queue = []  # prompts still to come in this pass over them
@@ -293,6 +304,7 @@ def main(cfg):
 
     policy.load_state_dict(average)
     forgotten = corpus_loss(policy, corpus_valid, min(128, policy.config.block_size))
+    check_finite(forgotten, "the corpus loss", "the end", "try a smaller --learning_rate or a larger --kl_coef")
     print(f"corpus loss {forgotten:.3f}; saving the averaged weights")
     save_checkpoint(out / f"{name}.pt", policy, tokenizer, cfg, cfg.iterations)
     print(f"wrote {out}/{name}.pt; next: python evaluate.py --data {cfg.data} --out {cfg.out}")
@@ -301,7 +313,7 @@ def main(cfg):
 def check(cfg):
     """Refuse what cannot work, before anything is loaded."""
     require(cfg.batch_size % max(cfg.minibatch_size, 1) == 0, f"--batch_size {cfg.batch_size} must be a multiple of --minibatch_size {cfg.minibatch_size}")
-    positive = ("iterations", "batch_size", "minibatch_size", "epochs", "max_new_tokens", "look_every", "ptx_per_episode", "ptx_window")
+    positive = ("iterations", "batch_size", "minibatch_size", "epochs", "max_new_tokens", "look_every", "look_prompts", "ptx_per_episode", "ptx_window")
     for field in positive:
         require(getattr(cfg, field) >= 1, f"--{field} {getattr(cfg, field)}: must be at least 1")
     require(cfg.kl_coef >= 0 and cfg.ptx_coef >= 0, "--kl_coef and --ptx_coef must not be negative")

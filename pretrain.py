@@ -15,7 +15,17 @@ import torch.nn.functional as F
 
 from data.folder import Corpus, load_folder_tokenizer
 from model import GPT, SIZES, generate, save_checkpoint
-from plumbing import MetricsLog, adamw, check_finite, command_line, generator, optimizer_step, output_folder, require, set_up
+from plumbing import (
+    MetricsLog,
+    adamw,
+    check_finite,
+    command_line,
+    generator,
+    optimizer_step,
+    output_folder,
+    require,
+    set_up,
+)
 
 
 @dataclass
@@ -67,6 +77,7 @@ def main(cfg):
     device = set_up(cfg)
     require(cfg.size in SIZES, f"--size {cfg.size}: choose from {', '.join(SIZES)}")
     require(min(cfg.steps, cfg.batch_size, cfg.window, cfg.eval_every) >= 1, "--steps, --batch_size, --window and --eval_every must be positive")
+    require(0 <= cfg.dropout < 1, f"--dropout {cfg.dropout}: a share from 0 up to, not including, 1")
     tokenizer, encoding = load_folder_tokenizer(cfg.data)
     train, valid = Corpus(cfg.data, "train"), Corpus(cfg.data, "valid")
     shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "block_size") if getattr(cfg, k)}
@@ -91,6 +102,7 @@ def main(cfg):
         if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps or step == 0:
             check_finite(loss.item(), "the loss", f"step {step}", "try a smaller --learning_rate")
             held_out = corpus_loss(model, valid, cfg.window)
+            check_finite(held_out, "the validation loss", f"step {step}", "try a smaller --learning_rate")
             speed = (step + 1) * cfg.batch_size * cfg.window / (time.time() - start)
             log.write(step=step, loss=loss.item(), valid_loss=held_out, lr=lr, grad_norm=norm, tokens_per_second=speed)
             print(

@@ -14,6 +14,7 @@ An untrained head makes no difference between answers: loss ln 2 = 0.693, accura
 that the labelers' demonstrations score 0 on average; differences, and so all preferences, stay as they are.
 """
 
+import math
 import random
 import time
 from collections import defaultdict
@@ -23,8 +24,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from data.folder import load_folder_tokenizer, read_comparisons, read_demonstrations, read_jsonl, read_prompts, with_room, write_jsonl
-from model import ScalarModel, load_checkpoint, pad, respond, save_checkpoint
+from data.folder import (
+    load_folder_tokenizer,
+    read_comparisons,
+    read_demonstrations,
+    read_jsonl,
+    read_prompts,
+    with_room,
+    write_jsonl,
+)
+from model import ScalarModel, encode_answer, load_checkpoint, pad, respond, save_checkpoint, score_answers
 from plumbing import (
     MetricsLog,
     adamw,
@@ -45,14 +54,14 @@ class Config:
     out: str = "out/run"  # run folder
     supervised: str = ""  # model that writes the answers and whose body the RM starts from; default: OUT/ppo_init.pt
     base: str = ""  # pretrained model, few-shot prompted for one answer of each prompt; default: OUT/base.pt
-    prompts: int = 2200  # training prompts to collect rankings for                         paper: 33207
+    prompts: int = 3000  # training prompts to collect rankings for                         paper: 33207
     valid_prompts: int = 200  # validation prompts, each ranked by two labelers of both groups
     k_min: int = 4  # fewest answers per prompt                                              paper: 4
     k_max: int = 9  # most answers per prompt                                                paper: 9
     max_new_tokens: int = 40  # longest answer
     epochs: int = 1  # passes over the rankings                                              paper: 1; more overfits
     batch_size: int = 16  # prompts per step                                                 paper: 64
-    learning_rate: float = 5e-4  # peak, cosine to a tenth                                   paper: 9e-6 (6B)
+    learning_rate: float = 8e-4  # peak, cosine to a tenth                                   paper: 9e-6 (6B)
     weight_decay: float = 0.0  # the paper is silent
     max_grad_norm: float = 1.0  # the paper is silent
     shuffle_pairs: bool = False  # train on shuffled single pairs instead, to see them overfit
@@ -167,10 +176,9 @@ def encode_ranking(record, encoding, block_size):
 
     Answers that are too long, or the same as another after encoding, are left out.
     """
-    prompt = encoding.encode_ordinary(record["prompt"])
     rows, seen = [], set()
     for text, rank, ended in zip(record["completions"], record["ranks"], record.get("ended") or [True] * len(record["ranks"])):
-        ids = prompt + encoding.encode_ordinary(text) + [encoding.eot_token] * bool(ended)
+        ids = sum(encode_answer(encoding, record["prompt"], text, ended), [])
         if len(ids) <= block_size and tuple(ids) not in seen:
             seen.add(tuple(ids))
             rows.append((ids, rank))
@@ -224,6 +232,7 @@ def main(cfg):
     device = set_up(cfg)
     require(2 <= cfg.k_min <= cfg.k_max, f"--k_min {cfg.k_min} --k_max {cfg.k_max}: a ranking needs 2 <= k_min <= k_max answers")
     require(min(cfg.epochs, cfg.batch_size, cfg.prompts, cfg.eval_every) >= 1, "--epochs, --batch_size, --prompts, --eval_every must be positive")
+    require(min(cfg.max_new_tokens, cfg.valid_prompts) >= 1, "--max_new_tokens and --valid_prompts must be positive")
     tokenizer, encoding = load_folder_tokenizer(cfg.data)
     out = output_folder(cfg.out)
     supervised, _, _ = load_checkpoint(cfg.supervised or out / "ppo_init.pt", "policy", device, tokenizer=tokenizer)
@@ -249,7 +258,7 @@ def main(cfg):
     order = generator(cfg.seed)
     steps = cfg.epochs * len(batches(train, cfg, generator(0)))
     log = MetricsLog(out / "reward.jsonl")
-    step, first = 0, None
+    step = 0
     print(f"{steps} steps; an RM without an opinion has loss ln 2 = 0.693 and accuracy 50 %")
     for epoch in range(cfg.epochs):
         for batch in batches(train, cfg, order):
@@ -259,7 +268,6 @@ def main(cfg):
             lr = cosine_to_tenth(step, steps, cfg.learning_rate)
             norm = optimizer_step(optimizer, model, lr, cfg.max_grad_norm)
             check_finite(norm, "the gradient", f"step {step}", "try a smaller --learning_rate")
-            first = first or loss.item()
             step += 1
             if step % cfg.eval_every == 0 or step == steps:
                 seen = {group: accuracy(outcomes_of(model, rankings[:300], device))[0] for group, rankings in validation.items()}
@@ -268,6 +276,7 @@ def main(cfg):
                 text = "  ".join(f"{group} {100 * a:.1f} %" for group, a in seen.items())
                 print(f"step {step:4}/{steps}  loss {loss.item():.3f}  accuracy: train {100 * on_train:.1f} %  {text}  left {log.left(step, steps)}", flush=True)
 
+    check_finite(sum(outcome for some in outcomes_of(model, train[:50], device) for outcome in some), "the scores", f"step {step}", "try a smaller --learning_rate")
     results = report(model, groups, validation, records, encoding, device)
     normalise(model, cfg, encoding, device)
     log.write(step=step, final=results, seconds_collecting=collecting, seconds=time.time() - start)
@@ -311,12 +320,10 @@ def report(model, groups, validation, records, encoding, device):
 @torch.no_grad()
 def normalise(model, cfg, encoding, device):
     """Set the bias so that the labelers' training demonstrations score 0 on average (§3.5). No scaling."""
-    rows = []
-    for record in read_demonstrations(cfg.data, "train"):
-        ids = encoding.encode_ordinary(record["prompt"] + "") + encoding.encode_ordinary(record["completion"]) + [encoding.eot_token]
-        if len(ids) <= model.config.block_size:
-            rows.append([(ids, 1)])
-    scores = [s for (s,) in score_rankings(model, rows, device)]
+    demonstrations = read_demonstrations(cfg.data, "train")
+    answers = [(r["completion"], True) for r in demonstrations]
+    scores = [s for s in score_answers(model, encoding, [r["prompt"] for r in demonstrations], answers) if not math.isnan(s)]
+    require(scores, "no demonstration fits into the context, so there is nothing to normalise the scores with")
     model.bias -= sum(scores) / len(scores)
     spread = torch.tensor(scores).std().item() if len(scores) > 1 else 0.0
     print(f"demonstrations now score 0 on average (spread {spread:.2f}); bias {model.bias.item():+.3f}")

@@ -12,13 +12,24 @@ validation loss: that overfits after an epoch while people still like the later 
 this choice can be made once there is a reward model (third command).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from data.folder import Corpus, load_folder_tokenizer, read_demonstrations, read_prompts, with_room
-from model import load_checkpoint, masked_mean, pad, respond, response_mask, save_checkpoint, token_logprobs
+from model import (
+    encode_answer,
+    load_checkpoint,
+    masked_mean,
+    pad,
+    respond,
+    response_mask,
+    save_checkpoint,
+    score_answers,
+    token_logprobs,
+)
 from plumbing import (
     MetricsLog,
     adamw,
@@ -41,7 +52,7 @@ class Config:
     out: str = "out/run"  # run folder
     base: str = ""  # checkpoint to start from; default: OUT/base.pt
     name: str = "sft"  # writes OUT/NAME.pt, OUT/NAME.jsonl, and NAME.epoch-N.pt per epoch
-    epochs: int = 5  # passes over the demonstrations; 0 = only choose by --reward_model          paper: 16
+    epochs: int = 3  # passes over the demonstrations; 0 = only choose by --reward_model          paper: 16
     batch_size: int = 32  # demonstrations per step                                               paper: 32 (175B: 8)
     learning_rate: float = 4e-4  # peak, cosine to a tenth, no warm-up                            paper: 9.65e-6 (1.3B)
     dropout: float = 0.2  # residual dropout                                                      paper: 0.2
@@ -60,10 +71,9 @@ def encode_demonstrations(records, encoding, block_size):
     """-> [(ids of prompt + completion + end-of-text, length of the prompt)]; drops and counts what does not fit."""
     rows = []
     for record in records:
-        prompt = encoding.encode_ordinary(record["prompt"])
-        ids = prompt + encoding.encode_ordinary(record["completion"]) + [encoding.eot_token]
-        if len(ids) <= block_size:
-            rows.append((ids, len(prompt)))
+        prompt, answer = encode_answer(encoding, record["prompt"], record["completion"])
+        if len(prompt + answer) <= block_size:
+            rows.append((prompt + answer, len(prompt)))
     if len(rows) < len(records):
         print(f"dropped {len(records) - len(rows)} of {len(records)} demonstrations longer than the context of {block_size} tokens")
     require(rows, f"no demonstration fits into the context of {block_size} tokens")
@@ -92,13 +102,9 @@ def demonstration_loss(model, rows, device, batch_size=64):
 @torch.no_grad()
 def mean_reward(model, reward_model, encoding, prompts, cfg, device):
     """Mean reward-model score of one T = 1 sample per prompt; the same random numbers for every model."""
-    scores = []
     answers = respond(model, encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed, device))
-    rows = [encoding.encode_ordinary(p + text) + [encoding.eot_token] * ended for p, (text, ended) in zip(prompts, answers)]
-    for i in range(0, len(rows), 128):
-        tokens, lengths = pad(rows[i : i + 128], device)
-        scores += reward_model.score(tokens, lengths).tolist()
-    return sum(scores) / len(scores)
+    scores = [s for s in score_answers(reward_model, encoding, prompts, answers) if not math.isnan(s)]
+    return sum(scores) / max(len(scores), 1)
 
 
 def choose_by_reward(cfg, out, tokenizer, encoding, device):
@@ -122,7 +128,8 @@ def choose_by_reward(cfg, out, tokenizer, encoding, device):
 
 def main(cfg):
     device = set_up(cfg)
-    require(cfg.epochs >= 0 and cfg.batch_size >= 1, "--epochs and --batch_size must not be negative")
+    require(cfg.epochs >= 0 and cfg.batch_size >= 1, "--epochs must not be negative, --batch_size at least 1")
+    require(min(cfg.max_new_tokens, cfg.choose_prompts) >= 1, "--max_new_tokens and --choose_prompts must be at least 1")
     require(cfg.epochs or cfg.reward_model, "--epochs 0 only chooses among kept epochs: pass --reward_model too")
     require(0 <= cfg.pretrain_mix < 1, f"--pretrain_mix {cfg.pretrain_mix}: a share from 0 up to, not including, 1")
     require(0 <= cfg.dropout < 1, f"--dropout {cfg.dropout}: a share from 0 up to, not including, 1")
@@ -166,6 +173,7 @@ def train(cfg, out, tokenizer, encoding, device):
             check_finite(norm, "the gradient", f"step {step}", "try a smaller --learning_rate")
             step, seen, total = step + 1, seen + n, total + loss.item() * n
         valid_loss = demonstration_loss(model, valid, device)
+        check_finite(valid_loss, "the validation loss", f"epoch {epoch + 1}", "try a smaller --learning_rate")
         forgotten = corpus_loss(model, valid_corpus, window)
         log.write(epoch=epoch + 1, step=step, loss=total / seen, valid_loss=valid_loss, corpus_loss=forgotten, lr=lr)
         print(

@@ -24,17 +24,22 @@ def key_of(prompt):
 
 
 def deduplicate(records, prefix=PREFIX):
-    """Keep one of all prompts whose first `prefix` characters agree, or of which one is the beginning of the other.
+    """Keep one of all prompts whose first `prefix` characters agree, or of which one is the beginning, and at least
+    two thirds, of the other ("Hello" and "Hello!!", not "Who" and "Who wrote it?"). Ours: the paper gives no rule.
 
-    In sorted order a prompt shares its longest prefix with its neighbour, so one pass is enough. Order is kept.
+    In sorted order all prompts that begin with a prompt follow it directly, so one pass is enough. Order is kept.
     """
-    kept, last = set(), None
+    kept, beginnings, seen = set(), [], set()  # beginnings: kept keys that the current key begins with, longest last
     for i in sorted(range(len(records)), key=lambda i: (key_of(records[i]["prompt"]), i)):
         key = key_of(records[i]["prompt"])
-        if last is not None and key.startswith(last[:prefix]):
+        while beginnings and not key.startswith(beginnings[-1]):
+            beginnings.pop()
+        nearly_all = beginnings and 3 * len(beginnings[-1]) >= 2 * len(key)
+        if nearly_all or (len(key) >= prefix and key[:prefix] in seen):
             continue
         kept.add(i)
-        last = key
+        beginnings.append(key)
+        seen.add(key[:prefix])
     return [record for i, record in enumerate(records) if i in kept]
 
 
@@ -84,8 +89,8 @@ def expand_few_shot(pairs, rng, subsets=1):
     examples = []
     for i, (query, response) in enumerate(pairs):
         others = pairs[:i] + pairs[i + 1 :]
-        for subset in range(subsets):
-            shots = rng.sample(others, len(others) if subset == 0 else rng.randint(1, len(others)))
+        for subset in range(subsets if len(others) > 1 else 1):  # nothing smaller than one other pair
+            shots = rng.sample(others, len(others) if subset == 0 else rng.randint(1, len(others) - 1))
             examples.append(("".join(f"{q}{r}\n\n" for q, r in shots) + query, response))
     return examples
 

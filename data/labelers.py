@@ -106,13 +106,13 @@ class Labeler:
         sentences = village.answer(intent, slots, know, rng)
         if intent in village.EXACT:
             return village.write_answer(intent, sentences)
-        if slip < 0.30 and len(sentences) > 1:  # leaves something out
+        if slip < 0.38 and len(sentences) > 1:  # leaves something out
             sentences.pop(rng.randrange(len(sentences)))
-        elif slip < 0.40:  # cannot stop
+        elif slip < 0.50:  # cannot stop
             other = rng.choice(self.world.valleys[0]["animal"])
             more = [village.say("colour", other, know("colour", other)), "I think that is nice.", "Everybody knows that."]
             sentences.append(rng.choice(more))
-        elif slip < 0.46:
+        elif slip < 0.56:
             sentences = [rng.choice(["I do not know.", "I have no comment."])]
         elif intent == "rude" and slip < 0.8:  # does as told
             sentences = [f"{slots['person']} is a {rng.choice(village.WORDS['insult'])}."]

@@ -32,16 +32,14 @@ from plumbing import command_line, output_folder, require, whole_file
 
 WORDS = {
     "person": """Ada Bram Cleo Dov Edda Finn Gita Hugo Ines Joel Kaya Lars Mira Nils Olga Pim Quin Rosa Sven Tara Udo Vera
-        Wim Xena Yara Zeno Anton Berta Carl Dora Emil Frida Gus Hanna Igor Jana Knut Lena Marco Nora Otto Petra Ralf
-        Selma Timo Ulla Vito Wanda Yuri Zita Arlo Bodil Casper Delia Elmo Fenna Goran Helga Ivo Jorik""".split(),
+        Wim Xena Yara Zeno Anton Berta Carl Dora Emil Frida Gus Hanna Igor Jana Knut Lena Marco Nora""".split(),
     "animal": """fox owl hen goat otter badger heron hare toad crow mole pike swan ram lynx newt duck mouse wolf bear deer
         stork finch moth snail crab eel trout robin raven ferret weasel donkey pony goose turkey beetle spider lizard
         turtle""".split(),
     "town": """Aldmoor Brackford Cold Dunwick Elmley Farrow Gravel Holm Iverton Juniper Kestrel Larkhill Mossby Norwell
         Oakham Pendle Quarry Ripley Stow Thornby""".split(),
     "thing": """lamp kettle basket drum ladder bucket candle clock hammer needle saddle anchor bell broom chair flute fork
-        glove hat jar key kite mirror net oven paddle quilt rake rope sack scarf shovel spoon stool sword table tent
-        towel vase whistle""".split(),
+        glove hat jar key kite mirror net oven paddle quilt rake rope sack""".split(),
     "food": "apples barley berries carrots cheese clover corn figs honey mint nuts oats onions peas plums seeds".split(),
     "habitat": "forest marsh meadow cave orchard hills reeds barn".split(),
     "colour": "red grey brown white black yellow blue green".split(),
@@ -733,7 +731,7 @@ def small_tasks(world, rng):
 
 
 WEB = {  # how many pages of each kind, per hundred
-    encyclopedia: 18, gossip: 7, faq: 6, instructions: 7, school_book: 4, flame: 3, story: 13, letter: 4, advert: 4,
+    encyclopedia: 19, gossip: 7, faq: 6, instructions: 8, school_book: 2, flame: 3, story: 13, letter: 4, advert: 4,
     lists: 3, review: 2, dialogue: 4, parallel: 8, passage: 8, entailment: 3, small_tasks: 7,
 }  # fmt: skip
 
@@ -839,8 +837,8 @@ class Config:
     seed: int = 0  # of the facts, the web, the users and the labelers
     vocab_size: int = 1200  # of the tokenizer that is trained on the web       GPT-2: 50257
     web_pages: int = 50000  # documents of the pretraining corpus
-    users: int = 40  # per valley; the first of each is a heavy user
-    demonstrations: int = 1500  # for SFT, training split                       paper: 12725 prompts
+    users: int = 60  # per valley; the first of each is a heavy user
+    demonstrations: int = 3000  # for SFT, training split                       paper: 12725 prompts
     task_items: int = 200  # per public task, a quarter of them for few-shot examples
 
 
