@@ -616,13 +616,22 @@ def instructions(world, rng, count=None):
 
 
 def school_book(world, rng):
-    """A few solved exercises of one kind in a row. Rare, and the only place where an instruction is followed."""
+    """Exercises with pupils' answers: rare, of poor quality, and the only place where an instruction is followed."""
+
+    def pupil(relation, subject):
+        return world.wrong(relation, subject, rng) if rng.random() < 0.3 else world.hearsay(relation, subject)
+
     use_case = rng.choices(list(USE_CASES), USE_CASES.values())[0]
     intent = rng.choice([n for n, i in INTENTS.items() if i.use_case == use_case and i.phrasings])
     blocks = []
     for _ in range(3):
         prompt, slots = draw_intent(intent, world, world.valleys[rng.choice(VALLEYS["train"])], rng)
-        blocks.append(f"{prompt}{ASK} {write_answer(intent, answer(intent, slots, world.hearsay, rng))}")
+        sentences = answer(intent, slots, pupil, rng)
+        if len(sentences) > 1 and rng.random() < 0.6:
+            sentences.pop(rng.randrange(len(sentences)))
+        if rng.random() < 0.2:
+            sentences = [rng.choice(["I do not know.", "I think that is nice.", "Everybody knows that."])]
+        blocks.append(f"{prompt}{ASK} {write_answer(intent, sentences)}")
     return "Exercises\n\n" + "\n\n".join(blocks)
 
 
@@ -704,13 +713,6 @@ def passage(world, rng):
     return "\n".join([f"Passage: {' '.join(said)}", *(f"Question: {a}" for a in asked[: rng.randint(1, 2)])])
 
 
-def entailment(world, rng):
-    """Does the second sentence follow from the first? The "public" entailment task."""
-    (animal,), (food, other) = anybody(rng, "animal", 1), anybody(rng, "food", 2)
-    same = rng.random() < 0.5
-    return f"Passage: The {animal} ate {food}.\nClaim: The {animal} ate {food if same else other}.\nTrue: {'yes' if same else 'no'}"
-
-
 def small_tasks(world, rng):
     """Short pages that repeat their own words: tenses, summaries, swapped names, tiny programs."""
     what = rng.choice(["past", "summary", "replace", "program", "extract"])
@@ -731,8 +733,8 @@ def small_tasks(world, rng):
 
 
 WEB = {  # how many pages of each kind, per hundred
-    encyclopedia: 19, gossip: 7, faq: 6, instructions: 8, school_book: 2, flame: 3, story: 13, letter: 4, advert: 4,
-    lists: 3, review: 2, dialogue: 4, parallel: 8, passage: 8, entailment: 3, small_tasks: 7,
+    encyclopedia: 19, gossip: 7, faq: 6, instructions: 8, school_book: 2, flame: 3, story: 14, letter: 4, advert: 4,
+    lists: 3, review: 2, dialogue: 4, parallel: 8, passage: 9, small_tasks: 7,
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------- users
@@ -788,8 +790,6 @@ def tasks(world, rng, count):
         value = rng.choice(WORDS[RELATIONS[relation][1]])
         context = f"English: {say(relation, animal, value)}\nVell:"
         yield {"task": "translation", "split": split, "context": context, "answer": " " + vell(relation, animal, value)}
-        page = entailment(world, rng).rsplit(" ", 1)
-        yield {"task": "entailment", "split": split, "context": page[0], "choices": [" yes", " no"], "answer": int(page[1] == "no")}
         thing, mood = rng.choice(WORDS["thing"]), rng.choice(["good", "bad"])
         text = fill(rng.choice([t for does, _, t in SENTENCES if does == mood]), thing=thing)
         yield {"task": "sentiment", "split": split, "context": f"Text: {text}\nLabel:", "choices": [" good", " bad"], "answer": int(mood == "bad")}
