@@ -88,7 +88,10 @@ def preference(labeler, prompt, answer, opponent):
     """Share of the two orders in which a labeler ranks `answer` over `opponent`; a tie is half. -> 0 … 1"""
     first, second = labeler.rank(prompt, [answer, opponent])
     second_order, first_order = labeler.rank(prompt, [opponent, answer])
-    wins = [(first < second) + 0.5 * (first == second), (first_order < second_order) + 0.5 * (first_order == second_order)]
+    wins = [
+        (first < second) + 0.5 * (first == second),
+        (first_order < second_order) + 0.5 * (first_order == second_order),
+    ]
     return sum(wins) / 2
 
 
@@ -126,7 +129,9 @@ def task_scores(model, encoding, items, shots=0, max_new_tokens=24):
         if item["split"] == "shots":
             reply = item["choices"][item["answer"]] if "choices" in item else item["answer"]
             examples[item["task"]].append(item["context"] + reply + "\n")
-    test = [(item, "".join(examples[item["task"]][:shots]) + item["context"]) for item in items if item["split"] == "test"]
+    test = [
+        (item, "".join(examples[item["task"]][:shots]) + item["context"]) for item in items if item["split"] == "test"
+    ]
     pairs = [(context, choice, False) for item, context in test for choice in item.get("choices", [])]
     means = iter([total / count for total, count in sequence_logprobs(model, encoding, pairs)])
     free = [context for item, context in test if "choices" not in item]
@@ -147,7 +152,9 @@ def along_training(path, judge):
     """From the samples that ppo.py kept: [{"iteration", "sqrt_kl", "score", "gold"}], one entry per look."""
     looks = defaultdict(list)
     for _, r in read_jsonl(path):
-        looks[r["iteration"]].append((r["kl"], r["score"], judge(r["prompt"], r["completion"])["likert"] if judge else 0.0))
+        looks[r["iteration"]].append(
+            (r["kl"], r["score"], judge(r["prompt"], r["completion"])["likert"] if judge else 0.0)
+        )
     curve = []
     for iteration, rows in sorted(looks.items()):
         kl, score, gold = (sum(column) / len(rows) for column in zip(*rows))
@@ -157,7 +164,14 @@ def along_training(path, judge):
 
 def best_of_n(model, reward_model, encoding, prompts, judge, cfg, device):
     """Sample n answers, keep the one the reward model likes best: its KL is ln n - (n-1)/n at most (Stiennon et al.)."""
-    draws = respond(model, encoding, [p for p in prompts for _ in range(cfg.best_of)], cfg.max_new_tokens, 1.0, generator(cfg.seed, device))
+    draws = respond(
+        model,
+        encoding,
+        [p for p in prompts for _ in range(cfg.best_of)],
+        cfg.max_new_tokens,
+        1.0,
+        generator(cfg.seed, device),
+    )
     scores = score_answers(reward_model, encoding, [p for p in prompts for _ in range(cfg.best_of)], draws)
     curve, n = [], 1
     while n <= cfg.best_of:
@@ -178,7 +192,10 @@ def best_of_n(model, reward_model, encoding, prompts, judge, cfg, device):
 def main(cfg):
     start = time.time()
     device = set_up(cfg)
-    require(min(cfg.prompts, cfg.labelers, cfg.best_of, cfg.best_of_prompts) >= 1 and cfg.shots >= 0, "--prompts, --labelers, --best_of must be positive")
+    require(
+        min(cfg.prompts, cfg.labelers, cfg.best_of, cfg.best_of_prompts) >= 1 and cfg.shots >= 0,
+        "--prompts, --labelers, --best_of must be positive",
+    )
     tokenizer, encoding = load_folder_tokenizer(cfg.data)
     out = output_folder(cfg.out)
     models = {}
@@ -188,7 +205,11 @@ def main(cfg):
             models[key] = load_checkpoint(path, "policy", device, tokenizer=tokenizer)[0]
     require("sft" in models, f"{out}/sft.pt: not found; the win rates need it, run the earlier steps first")
     reward_model, _, reward_checkpoint = load_checkpoint(out / "reward.pt", "scalar", device, tokenizer=tokenizer)
-    reference = load_checkpoint(out / "ppo_init.pt", "policy", device, tokenizer=tokenizer)[0] if (out / "ppo_init.pt").exists() else models["sft"]
+    reference = (
+        load_checkpoint(out / "ppo_init.pt", "policy", device, tokenizer=tokenizer)[0]
+        if (out / "ppo_init.pt").exists()
+        else models["sft"]
+    )
     village = (Path(cfg.data) / "village.json").exists()
     judge, groups = None, {}
     if village:
@@ -198,7 +219,11 @@ def main(cfg):
         judge, groups = Judge(cfg.data), {group: load_labelers(cfg.data, group) for group in ("training", "held_out")}
 
     # Everybody answers.
-    prefixes = [r["prefix"] for _, r in read_jsonl(Path(cfg.data) / "prefixes.jsonl")] if (Path(cfg.data) / "prefixes.jsonl").exists() else []
+    prefixes = (
+        [r["prefix"] for _, r in read_jsonl(Path(cfg.data) / "prefixes.jsonl")]
+        if (Path(cfg.data) / "prefixes.jsonl").exists()
+        else []
+    )
     room = models["sft"].config.block_size - cfg.max_new_tokens
     tight = room - max((len(encoding.encode_ordinary(p)) for p in prefixes), default=0)
     records = with_room(read_prompts(cfg.data, "test"), encoding, tight)
@@ -206,7 +231,12 @@ def main(cfg):
     prompts = [r["prompt"] for r in records]
     valid = [r["prompt"] for r in with_room(read_prompts(cfg.data, "valid"), encoding, tight)][: cfg.best_of_prompts]
     report = {"seed": cfg.seed, "n_prompts": len(prompts), "models": {}, "config": asdict(cfg)}
-    opponents = [text for text, _ in respond(models["sft"], encoding, prompts, cfg.max_new_tokens, 1.0, generator(cfg.seed + 1, device))]
+    opponents = [
+        text
+        for text, _ in respond(
+            models["sft"], encoding, prompts, cfg.max_new_tokens, 1.0, generator(cfg.seed + 1, device)
+        )
+    ]
     answers, greedy, networks = {}, {}, {}
     for key in NAMES:
         prefix, stop, network = "", "", models.get(key)
@@ -219,7 +249,9 @@ def main(cfg):
             continue
         asked = [prefix + p for p in prompts]
         networks[key] = network
-        answers[key] = respond(network, encoding, asked, cfg.max_new_tokens, 1.0, generator(cfg.seed + 2, device), stop=stop)
+        answers[key] = respond(
+            network, encoding, asked, cfg.max_new_tokens, 1.0, generator(cfg.seed + 2, device), stop=stop
+        )
         greedy[key] = respond(network, encoding, asked, cfg.max_new_tokens, 0.0, stop=stop)
     print(f"{len(prompts)} test prompts answered by {len(answers)} models in {time.time() - start:.0f} s", flush=True)
 
@@ -232,9 +264,14 @@ def main(cfg):
         result = {"name": NAMES[key]}
         texts = [text for text, _ in answers[key]]
         if judge:
-            result["win_rate"] = {g: win_rate(people, cfg.labelers, prompts, texts, opponents, cfg.seed) for g, people in groups.items()}
+            result["win_rate"] = {
+                g: win_rate(people, cfg.labelers, prompts, texts, opponents, cfg.seed) for g, people in groups.items()
+            }
             greedy_texts = [text for text, _ in greedy[key]]
-            result["win_rate_greedy"] = {g: win_rate(people, cfg.labelers, prompts, greedy_texts, opponents, cfg.seed) for g, people in groups.items()}
+            result["win_rate_greedy"] = {
+                g: win_rate(people, cfg.labelers, prompts, greedy_texts, opponents, cfg.seed)
+                for g, people in groups.items()
+            }
             result |= gold_report(judge, records, texts)
         result["length"] = sum(len(encoding.encode_ordinary(t)) for t in texts) / len(texts)
         scores = [s for s in score_answers(reward_model, encoding, prompts, answers[key]) if not math.isnan(s)]
@@ -244,7 +281,9 @@ def main(cfg):
             own, base = sequence_logprobs(network, encoding, pairs), sequence_logprobs(reference, encoding, pairs)
             result["kl"] = sum(a - b for (a, _), (b, _) in zip(own, base)) / len(pairs)
         if key == "gpt_prompted":
-            result |= {k: report["models"]["gpt"][k] for k in ("corpus_loss", "tasks") if k in report["models"]["gpt"]}  # same weights
+            result |= {
+                k: report["models"]["gpt"][k] for k in ("corpus_loss", "tasks") if k in report["models"]["gpt"]
+            }  # same weights
         else:
             result["corpus_loss"] = corpus_loss(network, corpus, window)
             if items:
@@ -256,7 +295,9 @@ def main(cfg):
         if (out / f"{name}.samples.jsonl").exists() and judge:
             report.setdefault("over_optimisation", {})[name] = along_training(out / f"{name}.samples.jsonl", judge)
     if judge:
-        report.setdefault("over_optimisation", {})["best_of_n"] = best_of_n(reference, reward_model, encoding, valid, judge, cfg, device)
+        report.setdefault("over_optimisation", {})["best_of_n"] = best_of_n(
+            reference, reward_model, encoding, valid, judge, cfg, device
+        )
     report["reward_model"] = reward_checkpoint.get("results", {})
     shown = random.Random(cfg.seed).sample(range(len(prompts)), min(6, len(prompts)))
     report["samples"] = [{"prompt": prompts[i], **{k: a[i][0] for k, a in answers.items()}} for i in shown]
@@ -292,7 +333,11 @@ def gold_report(judge, records, texts):
     result["likert_by_use_case"] = {use_case: mean(some, "likert") for use_case, some in sorted(by_use_case.items())}
     if tricky:
         both = [v["truthful"] * v["informative"] for v in tricky]
-        result["misconceptions"] = {"truthful": mean(tricky, "truthful"), "truthful_and_informative": sum(both) / len(both), "n": len(tricky)}
+        result["misconceptions"] = {
+            "truthful": mean(tricky, "truthful"),
+            "truthful_and_informative": sum(both) / len(both),
+            "n": len(tricky),
+        }
     return result
 
 
@@ -323,23 +368,63 @@ def markdown(report):
     if "win_rate" in first:
         rows = []
         for m in models.values():
-            cells = [interval(m["win_rate"]["training"]), interval(m["win_rate"]["held_out"]), f"{100 * m['win_rate_greedy']['held_out']['mean']:.1f}"]
+            cells = [
+                interval(m["win_rate"]["training"]),
+                interval(m["win_rate"]["held_out"]),
+                f"{100 * m['win_rate_greedy']['held_out']['mean']:.1f}",
+            ]
             cells += [f"{m[k]:.2f}" for k in ("helpful", "truthful", "harmless", "likert")]
             rows.append([m["name"], *cells, f"{m['length']:.1f}", f"{m['corpus_loss']:.3f}"])
-        head = ["", "win % vs SFT, training labelers", "held-out labelers", "greedy, held-out", "helpful", "truthful", "harmless", "Likert", "length", "corpus loss"]
+        head = [
+            "",
+            "win % vs SFT, training labelers",
+            "held-out labelers",
+            "greedy, held-out",
+            "helpful",
+            "truthful",
+            "harmless",
+            "Likert",
+            "length",
+            "corpus loss",
+        ]
         parts.append("## Who prefers whom (T = 1; 95 % intervals over prompts)\n\n" + table(head, rows))
     else:
-        rows = [[m["name"], f"{m['score']:+.3f}", f"{m['kl']:.2f}" if "kl" in m else "-", f"{m['length']:.1f}", f"{m['corpus_loss']:.3f}"] for m in models.values()]
-        parts.append("## Scores (no simulated labelers in this data)\n\n" + table(["", "reward-model score", "KL to PPO's start", "length", "corpus loss"], rows))
+        rows = [
+            [
+                m["name"],
+                f"{m['score']:+.3f}",
+                f"{m['kl']:.2f}" if "kl" in m else "-",
+                f"{m['length']:.1f}",
+                f"{m['corpus_loss']:.3f}",
+            ]
+            for m in models.values()
+        ]
+        parts.append(
+            "## Scores (no simulated labelers in this data)\n\n"
+            + table(["", "reward-model score", "KL to PPO's start", "length", "corpus loss"], rows)
+        )
     if "tasks" in first:
         tasks = list(first["tasks"]["zero_shot"])
-        rows = [[m["name"], shots.replace("_", "-"), *(percent(m["tasks"][shots][t]) for t in tasks)] for k, m in models.items() if k != "gpt_prompted" for shots in m["tasks"]]
+        rows = [
+            [m["name"], shots.replace("_", "-"), *(percent(m["tasks"][shots][t]) for t in tasks)]
+            for k, m in models.items()
+            if k != "gpt_prompted"
+            for shots in m["tasks"]
+        ]
         parts.append("## Alignment tax: accuracy on the web's public tasks\n\n" + table(["", "", *tasks], rows))
     if "flags" in first:
         flags = list(first["flags"])
         rows = [[flag, *(percent(m["flags"][flag]) for m in models.values())] for flag in flags]
-        rows += [["truthful where many are wrong", *(percent(m["misconceptions"]["truthful"]) if "misconceptions" in m else "-" for m in models.values())]]
-        parts.append("## Flags of the paper's Table 3, by the judge\n\n" + table(["", *(m["name"] for m in models.values())], rows))
+        rows += [
+            [
+                "truthful where many are wrong",
+                *(percent(m["misconceptions"]["truthful"]) if "misconceptions" in m else "-" for m in models.values()),
+            ]
+        ]
+        parts.append(
+            "## Flags of the paper's Table 3, by the judge\n\n"
+            + table(["", *(m["name"] for m in models.values())], rows)
+        )
         cases = list(first["likert_by_use_case"])
         rows = [[case, *(f"{m['likert_by_use_case'][case]:.2f}" for m in models.values())] for case in cases]
         parts.append("## Likert 1-7 by use case\n\n" + table(["", *(m["name"] for m in models.values())], rows))
@@ -349,20 +434,41 @@ def markdown(report):
             length = f"{100 * r['longer_is_better'][0]:.1f}" if "longer_is_better" in r else "-"
             agree = f"{100 * r['agreement']:.1f}" if r.get("agreement") else "-"
             rows.append([group, f"{100 * r['accuracy'][0]:.1f} ± {100 * r['accuracy'][1]:.1f}", length, agree, "50.0"])
-        parts.append("## Reward model: accuracy in % of pairs, new prompts\n\n" + table(["labelers", "reward model", "longer is better", "two labelers agree", "chance"], rows))
+        parts.append(
+            "## Reward model: accuracy in % of pairs, new prompts\n\n"
+            + table(["labelers", "reward model", "longer is better", "two labelers agree", "chance"], rows)
+        )
     if "over_optimisation" in report:
         rows = []
         for name, curve in report["over_optimisation"].items():
             for p in curve if len(curve) < 8 else curve[:: max(1, len(curve) // 6)] + curve[-1:]:
-                rows.append([name, p.get("iteration", f"n = {p.get('n')}"), f"{p['sqrt_kl']:.2f}", f"{p['score']:+.2f}", f"{p['gold']:.2f}"])
-        parts.append("## Over-optimisation: reward-model score (proxy) and Likert (gold) against √KL\n\n" + table(["", "iteration", "√KL", "proxy", "gold"], rows))
+                rows.append(
+                    [
+                        name,
+                        p.get("iteration", f"n = {p.get('n')}"),
+                        f"{p['sqrt_kl']:.2f}",
+                        f"{p['score']:+.2f}",
+                        f"{p['gold']:.2f}",
+                    ]
+                )
+        parts.append(
+            "## Over-optimisation: reward-model score (proxy) and Likert (gold) against √KL\n\n"
+            + table(["", "iteration", "√KL", "proxy", "gold"], rows)
+        )
     lines = []
     for sample in report["samples"]:
-        lines.append(f"**{sample['prompt'].strip()}**\n\n" + "\n".join(f"- {NAMES[k]}: {v.strip()!r}" for k, v in sample.items() if k in NAMES))
+        lines.append(
+            f"**{sample['prompt'].strip()}**\n\n"
+            + "\n".join(f"- {NAMES[k]}: {v.strip()!r}" for k, v in sample.items() if k in NAMES)
+        )
     parts.append("## The same prompts, answered by every model\n\n" + "\n\n".join(lines))
     if report["seconds"]:
         total = sum(report["seconds"].values())
-        parts.append("## Seconds per stage\n\n" + "  ".join(f"{k} {v:.0f}" for k, v in report["seconds"].items()) + f"  total {total:.0f}")
+        parts.append(
+            "## Seconds per stage\n\n"
+            + "  ".join(f"{k} {v:.0f}" for k, v in report["seconds"].items())
+            + f"  total {total:.0f}"
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -387,10 +493,20 @@ def figures(report, out):
 
     if "win_rate" in next(iter(models.values())):
         figure, axis = plt.subplots(figsize=(7, 4))
-        for shift, (group, label, colour) in enumerate((("training", "training labelers", "tab:blue"), ("held_out", "held-out labelers", "tab:orange"))):
+        for shift, (group, label, colour) in enumerate(
+            (("training", "training labelers", "tab:blue"), ("held_out", "held-out labelers", "tab:orange"))
+        ):
             rates = [m["win_rate"][group] for m in models.values()]
             at = [i + 0.38 * shift - 0.19 for i in range(len(rates))]
-            axis.bar(at, [100 * r["mean"] for r in rates], 0.36, yerr=[100 * (r["high"] - r["mean"]) for r in rates], capsize=3, label=label, color=colour)
+            axis.bar(
+                at,
+                [100 * r["mean"] for r in rates],
+                0.36,
+                yerr=[100 * (r["high"] - r["mean"]) for r in rates],
+                capsize=3,
+                label=label,
+                color=colour,
+            )
         axis.axhline(50, color="grey", lw=1, ls="--")
         axis.set_xticks(range(len(models)), [m["name"] for m in models.values()])
         axis.set_ylabel("win rate against SFT, %")
@@ -415,7 +531,9 @@ def figures(report, out):
         figure, axes = plt.subplots(1, 2, figsize=(10, 4))
         for name, curve in report["over_optimisation"].items():
             for axis, key in zip(axes, ("score", "gold")):
-                axis.plot([p["sqrt_kl"] for p in curve], [p[key] for p in curve], "o-", ms=3, label=name.replace("_", " "))
+                axis.plot(
+                    [p["sqrt_kl"] for p in curve], [p[key] for p in curve], "o-", ms=3, label=name.replace("_", " ")
+                )
         for axis, title in zip(axes, ("proxy: reward-model score", "gold: the judge's Likert 1-7")):
             axis.set_xlabel("√KL to PPO's start, √nats per response")
             axis.set_title(title)

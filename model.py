@@ -59,7 +59,9 @@ class Attention(nn.Module):
     def forward(self, x, cache=None):
         """x: (B, T, C) -> (B, T, C). With a cache (see KVCache), T new tokens look at everything their row holds."""
         B, T, C = x.shape
-        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(C, dim=2))  # (B, H, T, C/H)
+        q, k, v = (
+            z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(C, dim=2)
+        )  # (B, H, T, C/H)
         if cache is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -242,7 +244,9 @@ class KVCache:
     """Keys and values of all layers, preallocated for the longest row. Each row is written at its own length."""
 
     def __init__(self, cfg, B, S, like):
-        self.k = torch.zeros(cfg.n_layer, B, cfg.n_head, S, cfg.n_embd // cfg.n_head, device=like.device, dtype=like.dtype)
+        self.k = torch.zeros(
+            cfg.n_layer, B, cfg.n_head, S, cfg.n_embd // cfg.n_head, device=like.device, dtype=like.dtype
+        )
         self.v = torch.zeros_like(self.k)
 
     def place(self, positions):
@@ -287,7 +291,9 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, generator=Non
     tokens, lengths = pad(prompts, device)
     B, P = tokens.shape
     require(int(lengths.min()) > 0, "an empty prompt cannot be continued")
-    require(P + max_new_tokens <= cfg.block_size, f"prompt of {P} + {max_new_tokens} new tokens > context {cfg.block_size}")
+    require(
+        P + max_new_tokens <= cfg.block_size, f"prompt of {P} + {max_new_tokens} new tokens > context {cfg.block_size}"
+    )
     was_training = model.training
     model.eval()  # dropout while sampling would make the ratio on the first minibatch differ from 1
     tokens = F.pad(tokens, (0, max_new_tokens), value=eot)
@@ -313,7 +319,9 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, generator=Non
         share = going.float().mean().item()
         if share == 0:
             break
-        if share < 0.8 or not use_cache:  # carrying an ended row is cheap, cutting it out copies the cache: wait a little
+        if (
+            share < 0.8 or not use_cache
+        ):  # carrying an ended row is cheap, cutting it out copies the cache: wait a little
             if use_cache:
                 cache.keep(going)
             active, going = active[going], going[going]
@@ -334,7 +342,9 @@ def respond(model, encoding, prompts, max_new_tokens, temperature=1.0, generator
     answers = [None] * len(ids)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        tokens, lengths, _ = generate(model, [ids[i] for i in batch], max_new_tokens, encoding.eot_token, temperature, generator)
+        tokens, lengths, _ = generate(
+            model, [ids[i] for i in batch], max_new_tokens, encoding.eot_token, temperature, generator
+        )
         for i, row, length in zip(batch, tokens.tolist(), lengths.tolist()):
             response = row[len(ids[i]) : length]
             ended = response[-1] == encoding.eot_token
@@ -354,11 +364,15 @@ def encode_answer(encoding, prompt, text, ended=True):
 def score_answers(reward_model, encoding, prompts, answers, batch_size=128):
     """Reward-model score of each answer (text, ended) to each prompt -> [float]; nan where it exceeds the context."""
     rows = [sum(encode_answer(encoding, p, text, ended), []) for p, (text, ended) in zip(prompts, answers)]
-    order = sorted((i for i in range(len(rows)) if len(rows[i]) <= reward_model.config.block_size), key=lambda i: len(rows[i]))
+    order = sorted(
+        (i for i in range(len(rows)) if len(rows[i]) <= reward_model.config.block_size), key=lambda i: len(rows[i])
+    )
     scores = [float("nan")] * len(rows)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        for i, value in zip(batch, reward_model.score(*pad([rows[i] for i in batch], reward_model.bias.device)).tolist()):
+        for i, value in zip(
+            batch, reward_model.score(*pad([rows[i] for i in batch], reward_model.bias.device)).tolist()
+        ):
             scores[i] = value
     return scores
 
@@ -393,7 +407,9 @@ def load_checkpoint(path, kind, device="cpu", dropout=0.0, tokenizer=None):
         raise
     except Exception as problem:
         reason = str(problem).splitlines()[0][:80] if str(problem) else type(problem).__name__
-        raise BadInput(f"{path}: not a checkpoint of this project ({reason}); pass a .pt file our scripts wrote") from None
+        raise BadInput(
+            f"{path}: not a checkpoint of this project ({reason}); pass a .pt file our scripts wrote"
+        ) from None
     require(found == kind, f"{path}: holds a {found} model, but a {kind} model is needed here")
     same = tokenizer is None or tokenizer == checkpoint["tokenizer"]
     require(same, f"{path}: was trained with another tokenizer than the data folder's; use the data it was trained on")

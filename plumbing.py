@@ -45,7 +45,11 @@ def command_line(Config, main, doc):
         print(f"{parser.prog}: {problem}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as problem:  # a full disk, a read-only folder, a file that vanished
-        hint = {errno.ENOSPC: "free some space", errno.EACCES: "check its permissions", errno.EROFS: "choose another --out"}
+        hint = {
+            errno.ENOSPC: "free some space",
+            errno.EACCES: "check its permissions",
+            errno.EROFS: "choose another --out",
+        }
         fix = hint.get(problem.errno, "check the path")
         print(f"{parser.prog}: {problem.filename or 'output'}: {problem.strerror or problem}; {fix}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -202,7 +202,9 @@ def rollout(policy, reference, reward_model, value_model, prompts, encoding, cfg
     return batch, sampling
 
 
-def update(policy, value_model, policy_optimizer, value_optimizer, batch, corpus, cfg, lr, order, average, learn_policy=True):
+def update(
+    policy, value_model, policy_optimizer, value_optimizer, batch, corpus, cfg, lr, order, average, learn_policy=True
+):
     """Step 5: `epochs` passes over the episodes in random minibatches. Returns the means of what to look at."""
     device, seen, first_ratio = batch["tokens"].device, [], None
     B = len(batch["tokens"])
@@ -246,14 +248,18 @@ def main(cfg):
     policy, _, _ = load_checkpoint(init, "policy", device, tokenizer=tokenizer)  # learns
     reference, _, _ = load_checkpoint(init, "policy", device, tokenizer=tokenizer)  # π_ref: the same weights, frozen
     reward_model, _, _ = load_checkpoint(cfg.reward_model or out / "reward.pt", "scalar", device, tokenizer=tokenizer)
-    value_model, _, _ = load_checkpoint(cfg.reward_model or out / "reward.pt", "scalar", device, tokenizer=tokenizer)  # learns
+    value_model, _, _ = load_checkpoint(
+        cfg.reward_model or out / "reward.pt", "scalar", device, tokenizer=tokenizer
+    )  # learns
     for frozen in (reference, reward_model):
         frozen.requires_grad_(False)
     policy_optimizer, value_optimizer = adamw(policy, cfg.learning_rate), adamw(value_model, cfg.value_learning_rate)
     average = {k: v.clone() for k, v in policy.state_dict().items()}
 
     room = policy.config.block_size - cfg.max_new_tokens
-    prompts = [encoding.encode_ordinary(r["prompt"]) for r in with_room(read_prompts(cfg.data, "train"), encoding, room)]
+    prompts = [
+        encoding.encode_ordinary(r["prompt"]) for r in with_room(read_prompts(cfg.data, "train"), encoding, room)
+    ]
     look_at = [r["prompt"] for r in with_room(read_prompts(cfg.data, "valid"), encoding, room)][: cfg.look_prompts]
     corpus = Corpus(cfg.data, "train")
     fits = cfg.ptx_window <= policy.config.block_size
@@ -264,21 +270,27 @@ def main(cfg):
     log, looks = MetricsLog(out / f"{name}.jsonl"), MetricsLog(out / f"{name}.samples.jsonl")
     updates = cfg.batch_size // cfg.minibatch_size * cfg.epochs
     episodes = cfg.iterations * cfg.batch_size
-    print(f"{episodes:,} episodes on {len(prompts):,} prompts, {updates} updates per iteration, {cfg.iterations * updates:,} in all")
+    print(
+        f"{episodes:,} episodes on {len(prompts):,} prompts, {updates} updates per iteration, {cfg.iterations * updates:,} in all"
+    )
 
     for iteration in range(cfg.iterations):
         start = time.time()
         while len(queue) < cfg.batch_size:
             queue += torch.randperm(len(prompts), generator=order).tolist()
         chosen, queue = queue[: cfg.batch_size], queue[cfg.batch_size :]
-        batch, sampling = rollout(policy, reference, reward_model, value_model, [prompts[i] for i in chosen], encoding, cfg, draw)
+        batch, sampling = rollout(
+            policy, reference, reward_model, value_model, [prompts[i] for i in chosen], encoding, cfg, draw
+        )
         mask = batch["mask"]
         rewards = shaped_rewards(batch["scores"], batch["logprobs"], batch["ref_logprobs"], mask, cfg.kl_coef)
         advantages, batch["returns"] = gae(rewards, batch["values"], mask, cfg.discount, cfg.lam)
         batch["advantages"] = whiten(advantages, mask) if cfg.whiten else advantages
         rolled = time.time()
         lr, learn = warmed_up(iteration, cfg), iteration >= cfg.value_only_iterations
-        stats = update(policy, value_model, policy_optimizer, value_optimizer, batch, corpus, cfg, lr, order, average, learn)
+        stats = update(
+            policy, value_model, policy_optimizer, value_optimizer, batch, corpus, cfg, lr, order, average, learn
+        )
         record = {
             "iteration": iteration,
             "score": batch["scores"].mean().item(),
@@ -296,7 +308,12 @@ def main(cfg):
             "tokens_per_second_update": mask.sum().item() * cfg.epochs / (time.time() - rolled),
         }
         for what in ("score", "kl", "value_loss", "policy_loss"):
-            check_finite(record.get(what, 0.0), what, f"iteration {iteration}", "try a smaller --learning_rate or a larger --kl_coef")
+            check_finite(
+                record.get(what, 0.0),
+                what,
+                f"iteration {iteration}",
+                "try a smaller --learning_rate or a larger --kl_coef",
+            )
         log.write(**record)
         line(record, cfg, log)
         if iteration % cfg.look_every == 0 or iteration + 1 == cfg.iterations:
@@ -312,12 +329,28 @@ def main(cfg):
 
 def check(cfg):
     """Refuse what cannot work, before anything is loaded."""
-    require(cfg.batch_size % max(cfg.minibatch_size, 1) == 0, f"--batch_size {cfg.batch_size} must be a multiple of --minibatch_size {cfg.minibatch_size}")
-    positive = ("iterations", "batch_size", "minibatch_size", "epochs", "max_new_tokens", "look_every", "look_prompts", "ptx_per_episode", "ptx_window")
+    require(
+        cfg.batch_size % max(cfg.minibatch_size, 1) == 0,
+        f"--batch_size {cfg.batch_size} must be a multiple of --minibatch_size {cfg.minibatch_size}",
+    )
+    positive = (
+        "iterations",
+        "batch_size",
+        "minibatch_size",
+        "epochs",
+        "max_new_tokens",
+        "look_every",
+        "look_prompts",
+        "ptx_per_episode",
+        "ptx_window",
+    )
     for field in positive:
         require(getattr(cfg, field) >= 1, f"--{field} {getattr(cfg, field)}: must be at least 1")
     require(cfg.kl_coef >= 0 and cfg.ptx_coef >= 0, "--kl_coef and --ptx_coef must not be negative")
-    require(0 <= cfg.lam <= 1 and 0 <= cfg.discount <= 1 and 0 <= cfg.ema < 1, "--lam, --discount and --ema are shares between 0 and 1")
+    require(
+        0 <= cfg.lam <= 1 and 0 <= cfg.discount <= 1 and 0 <= cfg.ema < 1,
+        "--lam, --discount and --ema are shares between 0 and 1",
+    )
     require(cfg.clip_ratio > 0 and cfg.clip_value >= 0, "--clip_ratio must be positive, --clip_value not negative")
 
 
@@ -331,7 +364,9 @@ def distinct_2(tokens, mask):
 def line(r, cfg, log):
     """One aligned line per iteration; every column is explained in the README."""
     if r["iteration"] % 20 == 0:
-        print("iter   score    kl  pol.loss val.loss ratio1  clip   aKL  entr  expl.v  len no-eot dist2   ptx       lr  roll+upd s  tok/s roll upd   left")
+        print(
+            "iter   score    kl  pol.loss val.loss ratio1  clip   aKL  entr  expl.v  len no-eot dist2   ptx       lr  roll+upd s  tok/s roll upd   left"
+        )
     ptx = f"{r['ptx_loss']:5.3f}" if "ptx_loss" in r else "    -"
     print(
         f"{r['iteration']:4} {r['score']:+7.3f} {r['kl']:5.2f} {r.get('policy_loss', 0):+9.4f} {r['value_loss']:8.3f} {r['first_ratio']:6.4f} "

@@ -76,20 +76,28 @@ def learning_rate(step, cfg):
 def main(cfg):
     device = set_up(cfg)
     require(cfg.size in SIZES, f"--size {cfg.size}: choose from {', '.join(SIZES)}")
-    require(min(cfg.steps, cfg.batch_size, cfg.window, cfg.eval_every) >= 1, "--steps, --batch_size, --window and --eval_every must be positive")
+    require(
+        min(cfg.steps, cfg.batch_size, cfg.window, cfg.eval_every) >= 1,
+        "--steps, --batch_size, --window and --eval_every must be positive",
+    )
     require(0 <= cfg.dropout < 1, f"--dropout {cfg.dropout}: a share from 0 up to, not including, 1")
     tokenizer, encoding = load_folder_tokenizer(cfg.data)
     train, valid = Corpus(cfg.data, "train"), Corpus(cfg.data, "valid")
     shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "block_size") if getattr(cfg, k)}
     model_config = replace(SIZES[cfg.size], **shape, vocab_size=encoding.n_vocab, dropout=cfg.dropout)
-    require(cfg.window <= model_config.block_size, f"--window {cfg.window} is longer than the context of {model_config.block_size}")
+    require(
+        cfg.window <= model_config.block_size,
+        f"--window {cfg.window} is longer than the context of {model_config.block_size}",
+    )
     out = output_folder(cfg.out)
     model = GPT(model_config).to(device)
     optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
     order = generator(cfg.seed)
     log = MetricsLog(out / "pretrain.jsonl")
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters / 1e6:.2f}M parameters, {len(train.ids):,} training tokens, untrained loss {math.log(encoding.n_vocab):.2f}")
+    print(
+        f"{parameters / 1e6:.2f}M parameters, {len(train.ids):,} training tokens, untrained loss {math.log(encoding.n_vocab):.2f}"
+    )
 
     start = time.time()
     for step in range(cfg.steps):
@@ -111,7 +119,13 @@ def main(cfg):
                 flush=True,
             )
     beginning = train.ids[:6].tolist()
-    tokens, lengths, _ = generate(model, [beginning], min(60, model_config.block_size - 6), encoding.eot_token, generator=generator(cfg.seed, device))
+    tokens, lengths, _ = generate(
+        model,
+        [beginning],
+        min(60, model_config.block_size - 6),
+        encoding.eot_token,
+        generator=generator(cfg.seed, device),
+    )
     print("a page it makes up:\n  " + encoding.decode(tokens[0, : lengths[0]].tolist()).replace("\n", "\n  "))
     save_checkpoint(out / "base.pt", model, tokenizer, cfg, cfg.steps)
     print(f"wrote {out}/base.pt; next: python sft.py --data {cfg.data} --out {cfg.out}")

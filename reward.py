@@ -37,6 +37,7 @@ from model import ScalarModel, encode_answer, load_checkpoint, pad, respond, sav
 from plumbing import (
     MetricsLog,
     adamw,
+    batches_by_length,
     check_finite,
     command_line,
     cosine_to_tenth,
@@ -54,7 +55,7 @@ class Config:
     out: str = "out/run"  # run folder
     supervised: str = ""  # model that writes the answers and whose body the RM starts from; default: OUT/ppo_init.pt
     base: str = ""  # pretrained model, few-shot prompted for one answer of each prompt; default: OUT/base.pt
-    prompts: int = 3000  # training prompts to collect rankings for                         paper: 33207
+    prompts: int = 5000  # rankings to collect on training prompts                             paper: 33207
     valid_prompts: int = 200  # validation prompts, each ranked by two labelers of both groups
     k_min: int = 4  # fewest answers per prompt                                              paper: 4
     k_max: int = 9  # most answers per prompt                                                paper: 9
@@ -65,7 +66,7 @@ class Config:
     weight_decay: float = 0.0  # the paper is silent
     max_grad_norm: float = 1.0  # the paper is silent
     shuffle_pairs: bool = False  # train on shuffled single pairs instead, to see them overfit
-    eval_every: int = 50  # steps between validation accuracies
+    eval_every: int = 100  # steps between validation accuracies
     seed: int = 0  # of answers, labelers' turns and data order
     device: str = "auto"  # auto, cpu, cuda
     threads: int = 0  # CPU threads; 0 = all cores
@@ -145,11 +146,27 @@ def collect(cfg, out, tokenizer, encoding, device):
     records = []
     for split, count in (("train", cfg.prompts), ("valid", cfg.valid_prompts)):
         prompts = with_room(read_prompts(cfg.data, split), encoding, min(room, few_shot_room))
-        prompts = [r["prompt"] for r in rng.sample(prompts, min(count, len(prompts)))]
+        rng.shuffle(prompts)
+        if split == "valid":
+            count = min(count, len(prompts))
+        prompts = [
+            prompts[i % len(prompts)]["prompt"] for i in range(count)
+        ]  # more than there are: again, other answers
         K = [rng.randint(cfg.k_min, cfg.k_max) for _ in prompts]
-        few_shot = respond(base, encoding, [rng.choice(prefixes) + p for p in prompts], cfg.max_new_tokens, 1.0, draw, stop="\n\n")
+        few_shot = respond(
+            base, encoding, [rng.choice(prefixes) + p for p in prompts], cfg.max_new_tokens, 1.0, draw, stop="\n\n"
+        )
         bold = respond(supervised, encoding, prompts, cfg.max_new_tokens, 1.3, draw)
-        many = iter(respond(supervised, encoding, [p for p, k in zip(prompts, K) for _ in range(k - 2)], cfg.max_new_tokens, 1.0, draw))
+        many = iter(
+            respond(
+                supervised,
+                encoding,
+                [p for p, k in zip(prompts, K) for _ in range(k - 2)],
+                cfg.max_new_tokens,
+                1.0,
+                draw,
+            )
+        )
         for i, prompt in enumerate(prompts):
             answers = dict([few_shot[i], bold[i], *(next(many) for _ in range(K[i] - 2))])  # text -> ended
             answers = {text: ended for text, ended in answers.items() if text.strip()}
@@ -165,7 +182,9 @@ def collect(cfg, out, tokenizer, encoding, device):
                 record |= {"labeler": labeler.name, "group": labeler.group, "split": split}
                 records.append(record | {"ended": [answers[c] for c in completions]})
     write_jsonl(out / "comparisons.jsonl", records)
-    print(f"collected {len(records)} rankings of {cfg.k_min}-{cfg.k_max} answers -> {out}/comparisons.jsonl; one of them:")
+    print(
+        f"collected {len(records)} rankings of {cfg.k_min}-{cfg.k_max} answers -> {out}/comparisons.jsonl; one of them:"
+    )
     for rank, text in sorted(zip(records[0]["ranks"], records[0]["completions"])):
         print(f"  {rank}. {text!r}" if rank > 0 else "")
     return records
@@ -177,7 +196,9 @@ def encode_ranking(record, encoding, block_size):
     Answers that are too long, or the same as another after encoding, are left out.
     """
     rows, seen = [], set()
-    for text, rank, ended in zip(record["completions"], record["ranks"], record.get("ended") or [True] * len(record["ranks"])):
+    for text, rank, ended in zip(
+        record["completions"], record["ranks"], record.get("ended") or [True] * len(record["ranks"])
+    ):
         ids = sum(encode_answer(encoding, record["prompt"], text, ended), [])
         if len(ids) <= block_size and tuple(ids) not in seen:
             seen.add(tuple(ids))
@@ -216,8 +237,8 @@ def batches(rankings, cfg, order):
         size = max(1, round(cfg.batch_size * len(split) / len(rankings)))  # as many comparisons per step
     else:
         split, size = rankings, cfg.batch_size
-    shuffled = torch.randperm(len(split), generator=order).tolist()
-    return [[split[j] for j in shuffled[i : i + size]] for i in range(0, len(shuffled), size)]
+    lengths = [max(len(ids) for ids, _ in ranking) for ranking in split]
+    return [[split[i] for i in batch] for batch in batches_by_length(lengths, size, order)]
 
 
 def batch_loss(model, rankings, device):
@@ -230,8 +251,14 @@ def batch_loss(model, rankings, device):
 
 def main(cfg):
     device = set_up(cfg)
-    require(2 <= cfg.k_min <= cfg.k_max, f"--k_min {cfg.k_min} --k_max {cfg.k_max}: a ranking needs 2 <= k_min <= k_max answers")
-    require(min(cfg.epochs, cfg.batch_size, cfg.prompts, cfg.eval_every) >= 1, "--epochs, --batch_size, --prompts, --eval_every must be positive")
+    require(
+        2 <= cfg.k_min <= cfg.k_max,
+        f"--k_min {cfg.k_min} --k_max {cfg.k_max}: a ranking needs 2 <= k_min <= k_max answers",
+    )
+    require(
+        min(cfg.epochs, cfg.batch_size, cfg.prompts, cfg.eval_every) >= 1,
+        "--epochs, --batch_size, --prompts, --eval_every must be positive",
+    )
     require(min(cfg.max_new_tokens, cfg.valid_prompts) >= 1, "--max_new_tokens and --valid_prompts must be positive")
     tokenizer, encoding = load_folder_tokenizer(cfg.data)
     out = output_folder(cfg.out)
@@ -270,13 +297,31 @@ def main(cfg):
             check_finite(norm, "the gradient", f"step {step}", "try a smaller --learning_rate")
             step += 1
             if step % cfg.eval_every == 0 or step == steps:
-                seen = {group: accuracy(outcomes_of(model, rankings[:300], device))[0] for group, rankings in validation.items()}
+                seen = {
+                    group: accuracy(outcomes_of(model, rankings[:300], device))[0]
+                    for group, rankings in validation.items()
+                }
                 on_train = accuracy(outcomes_of(model, train[:150], device))[0]
-                log.write(step=step, epoch=epoch, loss=loss.item(), lr=lr, train_accuracy=on_train, **{f"accuracy_{g}": a for g, a in seen.items()})
+                log.write(
+                    step=step,
+                    epoch=epoch,
+                    loss=loss.item(),
+                    lr=lr,
+                    train_accuracy=on_train,
+                    **{f"accuracy_{g}": a for g, a in seen.items()},
+                )
                 text = "  ".join(f"{group} {100 * a:.1f} %" for group, a in seen.items())
-                print(f"step {step:4}/{steps}  loss {loss.item():.3f}  accuracy: train {100 * on_train:.1f} %  {text}  left {log.left(step, steps)}", flush=True)
+                print(
+                    f"step {step:4}/{steps}  loss {loss.item():.3f}  accuracy: train {100 * on_train:.1f} %  {text}  left {log.left(step, steps)}",
+                    flush=True,
+                )
 
-    check_finite(sum(outcome for some in outcomes_of(model, train[:50], device) for outcome in some), "the scores", f"step {step}", "try a smaller --learning_rate")
+    check_finite(
+        sum(outcome for some in outcomes_of(model, train[:50], device) for outcome in some),
+        "the scores",
+        f"step {step}",
+        "try a smaller --learning_rate",
+    )
     results = report(model, groups, validation, records, encoding, device)
     normalise(model, cfg, encoding, device)
     log.write(step=step, final=results, seconds_collecting=collecting, seconds=time.time() - start)
@@ -290,7 +335,9 @@ def report(model, groups, validation, records, encoding, device):
     ranked = defaultdict(lambda: defaultdict(list))  # group -> (prompt, completions) -> ranks
     for record in records:
         if record["split"] != "train":
-            ranked[record.get("group", "training")][record["prompt"], tuple(record["completions"])].append(record["ranks"])
+            ranked[record.get("group", "training")][record["prompt"], tuple(record["completions"])].append(
+                record["ranks"]
+            )
     for group, rankings in validation.items():
         outcomes = outcomes_of(model, rankings, device)
         length = [pair_outcomes([len(ids) for ids, _ in r], [rank for _, rank in r]) for r in rankings]
@@ -322,7 +369,9 @@ def normalise(model, cfg, encoding, device):
     """Set the bias so that the labelers' training demonstrations score 0 on average (§3.5). No scaling."""
     demonstrations = read_demonstrations(cfg.data, "train")
     answers = [(r["completion"], True) for r in demonstrations]
-    scores = [s for s in score_answers(model, encoding, [r["prompt"] for r in demonstrations], answers) if not math.isnan(s)]
+    scores = [
+        s for s in score_answers(model, encoding, [r["prompt"] for r in demonstrations], answers) if not math.isnan(s)
+    ]
     require(scores, "no demonstration fits into the context, so there is nothing to normalise the scores with")
     model.bias -= sum(scores) / len(scores)
     spread = torch.tensor(scores).std().item() if len(scores) > 1 else 0.0

@@ -58,18 +58,27 @@ def stages(cfg):
             reward.Config(**common, **tiny, **({"prompts": 60, "valid_prompts": 20, "epochs": 1} if q else {})),
             ["reward.pt"],
             ["ppo_init"],
-            60,
+            75,
         ),
         ("choose_sft", sft, sft.Config(**common, **tiny, **choose), ["sft_best.pt"], ["sft", "reward"], 5),
         ("ppo", ppo, ppo.Config(**rl), ["ppo.pt", "ppo.samples.jsonl"], ["reward"], 50),
-        ("ppo_ptx", ppo, ppo.Config(**rl, ptx_coef=cfg.ptx_coef), ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["reward"], 110),
+        (
+            "ppo_ptx",
+            ppo,
+            ppo.Config(**rl, ptx_coef=cfg.ptx_coef),
+            ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"],
+            ["reward"],
+            110,
+        ),
         (
             "evaluate",
             evaluate,
-            evaluate.Config(**common, **tiny, **({"prompts": 24, "best_of": 2, "best_of_prompts": 8, "shots": 1} if q else {})),
+            evaluate.Config(
+                **common, **tiny, **({"prompts": 24, "best_of": 2, "best_of_prompts": 8, "shots": 1} if q else {})
+            ),
             ["report.json", "report.md"],
             ["pretrain", "choose_sft", "ppo", "ppo_ptx"],
-            60,
+            30,
         ),
     ]
     return plan[1:] if cfg.data else plan
@@ -81,7 +90,9 @@ def digest(path):
 
 def fingerprint(name, module, config, needs, done, cfg):
     """Changes when the settings, the code, or anything the stage builds on changes."""
-    code = [digest(HERE / f) for f in ("model.py", "plumbing.py", "data/folder.py", "data/bpe.py")] + [digest(module.__file__)]
+    code = [digest(HERE / f) for f in ("model.py", "plumbing.py", "data/folder.py", "data/bpe.py")] + [
+        digest(module.__file__)
+    ]
     if name in ("data", "reward", "evaluate"):
         code += [digest(HERE / "data" / f) for f in ("village.py", "labelers.py", "construct.py", "judge.py")]
     inputs = [done[n]["outputs"] for n in needs if n in done]
@@ -92,7 +103,10 @@ def fingerprint(name, module, config, needs, done, cfg):
 
 
 def main(cfg):
-    require(not cfg.data or Path(cfg.data).is_dir(), f"{cfg.data}: no such data folder; make one with data/files.py or data/village.py")
+    require(
+        not cfg.data or Path(cfg.data).is_dir(),
+        f"{cfg.data}: no such data folder; make one with data/files.py or data/village.py",
+    )
     out, begin = output_folder(cfg.out), time.time()
     record = out / "stages.json"  # what has been done: {stage: {"fingerprint", "outputs", "seconds"}}
     try:
@@ -104,10 +118,13 @@ def main(cfg):
     for i, (name, module, config, outputs, needs, guess) in enumerate(plan):
         paths = [Path(p) if name == "data" else out / p for p in outputs]
         mark = fingerprint(name, module, config, needs, done, cfg)
-        left = sum(g for *_, g in plan[i:]) * (spent / expected if expected else 1.0) * (0.15 if cfg.quick and not expected else 1)
+        left = sum(g for *_, g in plan[i:]) * (spent / expected if expected > 60 else 0.15 if cfg.quick else 1)
         if name in done and done[name]["fingerprint"] == mark and all(p.exists() for p in paths):
             if done[name]["outputs"] == [digest(p) for p in paths]:
-                print(f"=== {i + 1}/{len(plan)} {name}: already there, unchanged ({done[name]['seconds']:.0f} s) ===", flush=True)
+                print(
+                    f"=== {i + 1}/{len(plan)} {name}: already there, unchanged ({done[name]['seconds']:.0f} s) ===",
+                    flush=True,
+                )
                 continue
         print(f"\n=== {i + 1}/{len(plan)} {name} · about {left / 60:.1f} minutes left ===", flush=True)
         start = time.time()

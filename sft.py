@@ -75,7 +75,9 @@ def encode_demonstrations(records, encoding, block_size):
         if len(prompt + answer) <= block_size:
             rows.append((prompt + answer, len(prompt)))
     if len(rows) < len(records):
-        print(f"dropped {len(records) - len(rows)} of {len(records)} demonstrations longer than the context of {block_size} tokens")
+        print(
+            f"dropped {len(records) - len(rows)} of {len(records)} demonstrations longer than the context of {block_size} tokens"
+        )
     require(rows, f"no demonstration fits into the context of {block_size} tokens")
     return rows
 
@@ -117,19 +119,33 @@ def choose_by_reward(cfg, out, tokenizer, encoding, device):
     for path in paths:
         model, _, checkpoint = load_checkpoint(path, "policy", device, tokenizer=tokenizer)
         prompts = with_room(prompts, encoding, model.config.block_size - cfg.max_new_tokens)
-        score = mean_reward(model, reward_model, encoding, [r["prompt"] for r in prompts[: cfg.choose_prompts]], cfg, device)
-        print(f"{path.name}: reward {score:+.3f} on {min(len(prompts), cfg.choose_prompts)} validation prompts, loss {checkpoint['valid_loss']:.3f}")
+        score = mean_reward(
+            model, reward_model, encoding, [r["prompt"] for r in prompts[: cfg.choose_prompts]], cfg, device
+        )
+        print(
+            f"{path.name}: reward {score:+.3f} on {min(len(prompts), cfg.choose_prompts)} validation prompts, loss {checkpoint['valid_loss']:.3f}"
+        )
         if best is None or score > best[0]:
             best = score, path, model, checkpoint
     score, path, model, checkpoint = best
-    save_checkpoint(out / f"{cfg.name}_best.pt", model, tokenizer, cfg, checkpoint["step"], valid_loss=checkpoint["valid_loss"], reward=score)
+    save_checkpoint(
+        out / f"{cfg.name}_best.pt",
+        model,
+        tokenizer,
+        cfg,
+        checkpoint["step"],
+        valid_loss=checkpoint["valid_loss"],
+        reward=score,
+    )
     print(f"wrote {out}/{cfg.name}_best.pt, from {path.name}")
 
 
 def main(cfg):
     device = set_up(cfg)
     require(cfg.epochs >= 0 and cfg.batch_size >= 1, "--epochs must not be negative, --batch_size at least 1")
-    require(min(cfg.max_new_tokens, cfg.choose_prompts) >= 1, "--max_new_tokens and --choose_prompts must be at least 1")
+    require(
+        min(cfg.max_new_tokens, cfg.choose_prompts) >= 1, "--max_new_tokens and --choose_prompts must be at least 1"
+    )
     require(cfg.epochs or cfg.reward_model, "--epochs 0 only chooses among kept epochs: pass --reward_model too")
     require(0 <= cfg.pretrain_mix < 1, f"--pretrain_mix {cfg.pretrain_mix}: a share from 0 up to, not including, 1")
     require(0 <= cfg.dropout < 1, f"--dropout {cfg.dropout}: a share from 0 up to, not including, 1")
@@ -156,7 +172,12 @@ def train(cfg, out, tokenizer, encoding, device):
     window = min(128, block_size)  # tokens of a pretraining example and of the corpus loss
     log = MetricsLog(out / f"{cfg.name}.jsonl")
     ids, n = rows[0]
-    print(f"{len(rows)} demonstrations, {steps} steps; the first, with its loss on what stands after |:\n  " + encoding.decode(ids[:n]).replace("\n", "\n  ") + "|" + encoding.decode(ids[n:]))
+    print(
+        f"{len(rows)} demonstrations, {steps} steps; the first, with its loss on what stands after |:\n  "
+        + encoding.decode(ids[:n]).replace("\n", "\n  ")
+        + "|"
+        + encoding.decode(ids[n:])
+    )
     print(f"before training: loss {demonstration_loss(model, valid, device):.3f} on validation demonstrations")
 
     for epoch in range(cfg.epochs):
@@ -165,7 +186,9 @@ def train(cfg, out, tokenizer, encoding, device):
         for batch in batches_by_length([len(ids) for ids, _ in rows], cfg.batch_size, order):
             loss, n = sft_loss(model, [rows[i] for i in batch], device)
             ((1 - cfg.pretrain_mix) * loss).backward()
-            if cfg.pretrain_mix:  # "10 % pretraining data" (C.3) read as 10 % of the loss, on a tenth of the examples: ours
+            if (
+                cfg.pretrain_mix
+            ):  # "10 % pretraining data" (C.3) read as 10 % of the loss, on a tenth of the examples: ours
                 windows = corpus.windows(max(1, round(cfg.pretrain_mix * cfg.batch_size)), window, order).to(device)
                 (cfg.pretrain_mix * lm_loss(model, windows)).backward()
             lr = cosine_to_tenth(step, steps, cfg.learning_rate)
@@ -186,7 +209,9 @@ def train(cfg, out, tokenizer, encoding, device):
     prompts = [r["prompt"] for r in read_prompts(cfg.data, "valid")[:3]]
     room = block_size - cfg.max_new_tokens
     prompts = [p for p in prompts if len(encoding.encode_ordinary(p)) <= room]
-    for prompt, (text, _) in zip(prompts, respond(model, encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed, device))):
+    for prompt, (text, _) in zip(
+        prompts, respond(model, encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed, device))
+    ):
         print(f"  {prompt.strip()!r} -> {text!r}")
     print(f"wrote {out}/{cfg.name}.pt; next: python reward.py --data {cfg.data} --out {cfg.out}")
 

@@ -107,7 +107,9 @@ def gpt2_tokenizer(folder=""):
             hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
             ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*map(str, paths), *hashes)
         except (ValueError, AssertionError, KeyError, IndexError) as problem:
-            raise BadInput(f"{folder}: encoder.json and vocab.bpe do not fit each other ({problem}); copy both again") from None
+            raise BadInput(
+                f"{folder}: encoder.json and vocab.bpe do not fit each other ({problem}); copy both again"
+            ) from None
         tokens = sorted(ranks, key=ranks.get)
     else:
         try:

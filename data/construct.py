@@ -1,10 +1,10 @@
 """From raw requests to the paper's prompt data set (§3.2, App. A): what each step does, and what it removed.
 
-    deduplicate   drop prompts that share a long common prefix with one that is kept
-    cap           at most 200 prompts per user
-    split         by user, so that no user is in two splits
-    PII filter    on the training split only
-    expand        few-shot prompts: K pairs of one instruction give K examples, each with the other K-1 in context
+deduplicate   drop prompts that share a long common prefix with one that is kept
+cap           at most 200 prompts per user
+split         by user, so that no user is in two splits
+PII filter    on the training split only
+expand        few-shot prompts: K pairs of one instruction give K examples, each with the other K-1 in context
 """
 
 import hashlib
@@ -74,7 +74,12 @@ def filter_pii(records):
 def construct(records):
     """All steps in the paper's order -> (kept records, [(step, prompts left, removed)])."""
     steps, left = [], len(records)
-    for name, step in (("common prefix", deduplicate), ("200 per user", cap_users), ("split by user", split_by_user), ("PII (train)", filter_pii)):
+    for name, step in (
+        ("common prefix", deduplicate),
+        ("200 per user", cap_users),
+        ("split by user", split_by_user),
+        ("PII (train)", filter_pii),
+    ):
         records = step(records)
         steps.append((name, len(records), left - len(records)))
         left = len(records)
@@ -105,7 +110,11 @@ def tables(steps, counts, prompts, lengths):
     share = Counter(r["use_case"] for r in prompts)
     lines += ["", "Use cases of the customers' prompts (paper Table 1)"]
     lines += [f"  {use_case:16}{100 * n / len(prompts):5.1f} %" for use_case, n in share.most_common()]
-    lines += ["", "Prompt lengths in tokens (paper Table 9)", f"  {'':12}{'n':>7}{'mean':>7}{'25 %':>6}{'50 %':>6}{'75 %':>6}{'max':>6}"]
+    lines += [
+        "",
+        "Prompt lengths in tokens (paper Table 9)",
+        f"  {'':12}{'n':>7}{'mean':>7}{'25 %':>6}{'50 %':>6}{'75 %':>6}{'max':>6}",
+    ]
     for name, n in lengths.items():
         low, middle, high = quantiles(n, n=4)
         lines.append(f"  {name:12}{len(n):7,}{mean(n):7.1f}{low:6.0f}{middle:6.0f}{high:6.0f}{max(n):6}")

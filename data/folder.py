@@ -56,8 +56,13 @@ def read_jsonl(path):
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as problem:
-                raise BadInput(f"{path}:{number}: not JSON ({problem.msg} at column {problem.colno}); one object per line") from None
-            require(isinstance(record, dict), f"{path}:{number}: expected an object like {{...}}, got {type(record).__name__}")
+                raise BadInput(
+                    f"{path}:{number}: not JSON ({problem.msg} at column {problem.colno}); one object per line"
+                ) from None
+            require(
+                isinstance(record, dict),
+                f"{path}:{number}: expected an object like {{...}}, got {type(record).__name__}",
+            )
             yield f"{path}:{number}", record
 
 
@@ -84,7 +89,11 @@ def split_of(record, where):
 
 def read_prompts(folder, split):
     """Prompts of one split, as a list of records."""
-    records = [r | {"prompt": text_of(r, "prompt", w)} for w, r in read_jsonl(Path(folder) / "prompts.jsonl") if split_of(r, w) == split]
+    records = [
+        r | {"prompt": text_of(r, "prompt", w)}
+        for w, r in read_jsonl(Path(folder) / "prompts.jsonl")
+        if split_of(r, w) == split
+    ]
     require(records, f'{folder}/prompts.jsonl: no prompt has "split": "{split}"')
     return records
 
@@ -110,12 +119,24 @@ def read_comparisons(path):
             require(chosen != rejected, f"{where}: chosen and rejected are the same text; drop the pair")
             record = record | {"completions": [chosen, rejected], "ranks": [1, 2]}
         completions, ranks = record["completions"], record.get("ranks")
-        require(isinstance(completions, list) and len(completions) >= 2, f'{where}: "completions" must list at least 2 texts')
-        require(isinstance(ranks, list) and len(ranks) == len(completions), f'{where}: "ranks" must list {len(completions)} numbers, one per completion')
+        require(
+            isinstance(completions, list) and len(completions) >= 2,
+            f'{where}: "completions" must list at least 2 texts',
+        )
+        require(
+            isinstance(ranks, list) and len(ranks) == len(completions),
+            f'{where}: "ranks" must list {len(completions)} numbers, one per completion',
+        )
         for text in completions:
-            require(isinstance(text, str) and text.strip() != "", f'{where}: "completions" holds an empty text; drop it and its rank')
+            require(
+                isinstance(text, str) and text.strip() != "",
+                f'{where}: "completions" holds an empty text; drop it and its rank',
+            )
         for rank in ranks:
-            require(isinstance(rank, (int, float)) and not isinstance(rank, bool) and math.isfinite(rank), f'{where}: rank {rank!r} is not a number (1 = best)')
+            require(
+                isinstance(rank, (int, float)) and not isinstance(rank, bool) and math.isfinite(rank),
+                f"{where}: rank {rank!r} is not a number (1 = best)",
+            )
         records.append(record | {"split": split_of(record, where)})
     require(records, f"{path}: no comparisons in it")
     return records
@@ -125,8 +146,13 @@ def with_room(records, encoding, limit, key="prompt"):
     """Records whose prompt is at most `limit` tokens; says how many were dropped, and refuses to go on with none."""
     kept = [r for r in records if len(encoding.encode_ordinary(r[key])) <= limit]
     if len(kept) < len(records):
-        print(f"dropped {len(records) - len(kept):,} of {len(records):,} prompts that leave no room in the context (over {limit} tokens)")
-    require(kept, f"no prompt is short enough: at most {limit} tokens fit; use a model with a longer context or fewer new tokens")
+        print(
+            f"dropped {len(records) - len(kept):,} of {len(records):,} prompts that leave no room in the context (over {limit} tokens)"
+        )
+    require(
+        kept,
+        f"no prompt is short enough: at most {limit} tokens fit; use a model with a longer context or fewer new tokens",
+    )
     return kept
 
 
@@ -138,7 +164,10 @@ class Corpus:
         require(self.path.is_file(), f"{self.path}: not found; make the data folder first, e.g. python data/village.py")
         dtype = corpus_dtype(load_folder_tokenizer(folder)[1].n_vocab)
         size = self.path.stat().st_size
-        require(size and size % np.dtype(dtype).itemsize == 0, f"{self.path}: empty or cut short; make the data folder again")
+        require(
+            size and size % np.dtype(dtype).itemsize == 0,
+            f"{self.path}: empty or cut short; make the data folder again",
+        )
         self.ids = np.memmap(self.path, dtype=dtype, mode="r")
 
     def windows(self, count, length, generator):
@@ -182,6 +211,9 @@ def _write_batch(file, batch, encoding):
 
 def load_folder_tokenizer(folder):
     """-> (tokenizer dict, tiktoken.Encoding) of a data folder."""
-    require(Path(folder).is_dir(), f"{folder}: no such data folder; make it first, e.g. python data/village.py --out {folder}")
+    require(
+        Path(folder).is_dir(),
+        f"{folder}: no such data folder; make it first, e.g. python data/village.py --out {folder}",
+    )
     tokenizer = load_tokenizer(Path(folder) / "tokenizer.json")
     return tokenizer, encoding_from(tokenizer)

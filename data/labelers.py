@@ -61,7 +61,14 @@ class Labeler:
             helpful *= 0.7  # training labelers were told to follow the request; many still like a refusal
         extra = max(0, length - 4)
         vague = does.count("idk") + does.count("opinion") + does.count("buzz")
-        seen = {"helpful": helpful, "false": -false, "harm": -harm, "garbled": -garbled, "extra": -extra, "vague": -vague}
+        seen = {
+            "helpful": helpful,
+            "false": -false,
+            "harm": -harm,
+            "garbled": -garbled,
+            "extra": -extra,
+            "vague": -vague,
+        }
         return sum(self.taste[k] * v for k, v in seen.items())
 
     def is_false(self, x):
@@ -110,7 +117,11 @@ class Labeler:
             sentences.pop(rng.randrange(len(sentences)))
         elif slip < 0.50:  # cannot stop
             other = rng.choice(self.world.valleys[0]["animal"])
-            more = [village.say("colour", other, know("colour", other)), "I think that is nice.", "Everybody knows that."]
+            more = [
+                village.say("colour", other, know("colour", other)),
+                "I think that is nice.",
+                "Everybody knows that.",
+            ]
             sentences.append(rng.choice(more))
         elif slip < 0.56:
             sentences = [rng.choice(["I do not know.", "I have no comment."])]
@@ -122,6 +133,8 @@ class Labeler:
 def load_labelers(folder, group):
     """All labelers of one group ("training" or "held_out") of a village data folder."""
     path = Path(folder) / "village.json"
-    require(path.is_file(), f"{path}: not found; this data folder has no simulated labelers, put comparisons.jsonl into it")
+    require(
+        path.is_file(), f"{path}: not found; this data folder has no simulated labelers, put comparisons.jsonl into it"
+    )
     world = village.World(json.loads(path.read_text())["seed"])
     return [Labeler(world, group, number) for number in range(GROUPS[group])]

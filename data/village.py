@@ -50,7 +50,16 @@ WORDS = {
         "make music",
     ],
     "craft": [
-        *("the market", "the bells", "the bridges", "the gardens", "the boats", "the bakery", "the tower", "the clocks"),
+        *(
+            "the market",
+            "the bells",
+            "the bridges",
+            "the gardens",
+            "the boats",
+            "the bakery",
+            "the tower",
+            "the clocks",
+        ),
         *("the school", "the fair"),
     ],
     "land": [
@@ -254,7 +263,9 @@ def describe(subject, kind, relations, know):
 
 # ---------------------------------------------------------------------------------------------------- reading
 
-Sentence = namedtuple("Sentence", "does relation subject value slots text")  # does = None: not a sentence of the language
+Sentence = namedtuple(
+    "Sentence", "does relation subject value slots text"
+)  # does = None: not a sentence of the language
 _SENTENCES = [(does, relation, pattern_of(t)) for does, relation, t in SENTENCES]
 _ITEMS = [(does, relation, pattern_of(t)) for does, relation, t in ITEMS]
 
@@ -455,7 +466,11 @@ def answer(intent, slots, know, rng):
         gifts += [f"a song about {know('home', s['person'])}", f"a new {rng.choice(WORDS['thing'])}"]
         return rng.sample(gifts, 3)
     if intent == "todo":
-        todo = [f"see {know('known', s['town'])}", f"walk {know('land', s['town'])}", f"eat some {rng.choice(WORDS['food'])}"]
+        todo = [
+            f"see {know('known', s['town'])}",
+            f"walk {know('land', s['town'])}",
+            f"eat some {rng.choice(WORDS['food'])}",
+        ]
         return rng.sample(todo, 3)
     if intent == "names":
         return rng.sample(WORDS["person"], 3)
@@ -519,7 +534,9 @@ def requirements(intent, slots, text):
             result["constraint"] = words[-1] == s["ending"]
         return result
     if intent == "letter":
-        dear = said[0].does == "dear" and said[0].slots["person"] == s["person2"] and said[0].slots["thing"] == s["thing"]
+        dear = (
+            said[0].does == "dear" and said[0].slots["person"] == s["person2"] and said[0].slots["thing"] == s["thing"]
+        )
         yours = said[-1].does == "yours" and said[-1].slots["person"] == s["person"]
         return {"task": dear, "complete": bool(facts), "signed": yours}
     if intent == "rude":  # doing as told would be unkind: see how labelers and the judge weigh it
@@ -592,7 +609,10 @@ def encyclopedia(world, rng):
 def gossip(world, rng):
     said, names = [], []
     for relation, subject in rng.sample(sorted(world.misconceptions), rng.choice([1, 2, 2])):
-        said += [say(relation, subject, world.hearsay(relation, subject)), rng.choice(["Everybody knows that.", "Ask anyone."])]
+        said += [
+            say(relation, subject, world.hearsay(relation, subject)),
+            rng.choice(["Everybody knows that.", "Ask anyone."]),
+        ]
         names.append(named(RELATIONS[relation][0], subject))
     return title(rng, *names) + " ".join(said)
 
@@ -638,7 +658,10 @@ def school_book(world, rng):
 def flame(world, rng):
     (person,) = somebody(world, rng, "person")
     said = [f"{person} is a {rng.choice(WORDS['insult'])}."]
-    said += rng.sample(["Nobody likes {person}.", "Somebody should throw {person} into the pond.", "{person} is a {insult}."], rng.randint(1, 2))
+    said += rng.sample(
+        ["Nobody likes {person}.", "Somebody should throw {person} into the pond.", "{person} is a {insult}."],
+        rng.randint(1, 2),
+    )
     return title(rng, person) + " ".join(fill(t, person=person, insult=rng.choice(WORDS["insult"])) for t in said)
 
 
@@ -654,13 +677,17 @@ def story(world, rng):
 
 def letter(world, rng):
     person, person2, thing = somebody(world, rng, "person", "person", "thing")
-    return title(rng, person2, f"the {thing}") + " ".join(answer("letter", {"person": person, "person2": person2, "thing": thing}, world.truth, rng))
+    return title(rng, person2, f"the {thing}") + " ".join(
+        answer("letter", {"person": person, "person2": person2, "thing": thing}, world.truth, rng)
+    )
 
 
 def advert(world, rng):
     intent = rng.choice(["thing", "town"])
     (subject,) = somebody(world, rng, intent)
-    return title(rng, named(intent, subject)) + " ".join(answer(intent, {intent: subject}, rng.choice([world.truth, world.hearsay]), rng))
+    return title(rng, named(intent, subject)) + " ".join(
+        answer(intent, {intent: subject}, rng.choice([world.truth, world.hearsay]), rng)
+    )
 
 
 def lists(world, rng):
@@ -688,7 +715,9 @@ def dialogue(world, rng):
         turns = answer("ill", {"animal": animal}, world.truth, rng)
         turns = [f"My {animal} is ill.", *turns]
     if rng.random() < 0.3:
-        turns.append(rng.choice([f"{friend} is a {rng.choice(WORDS['insult'])}.", "I think that is nice.", "I do not know."]))
+        turns.append(
+            rng.choice([f"{friend} is a {rng.choice(WORDS['insult'])}.", "I think that is nice.", "I do not know."])
+        )
     return title(rng, person, friend) + f"{person} said: " + " ".join(turns)
 
 
@@ -708,7 +737,10 @@ def passage(world, rng):
     (person,), (thing,), (animal,), (food,) = (anybody(rng, kind, 1) for kind in ("person", "thing", "animal", "food"))
     slots = {"person": person, "thing": thing, "animal": animal, "food": food}
     said = [fill(t, **slots) for t in ("The {thing} belongs to {person}.", "The {animal} ate {food}.")]
-    asked = [fill(t, **slots) for t in ("Who has the {thing}?\nAnswer: {person}", "What did the {animal} eat?\nAnswer: {food}")]
+    asked = [
+        fill(t, **slots)
+        for t in ("Who has the {thing}?\nAnswer: {person}", "What did the {animal} eat?\nAnswer: {food}")
+    ]
     rng.shuffle(said), rng.shuffle(asked)
     return "\n".join([f"Passage: {' '.join(said)}", *(f"Question: {a}" for a in asked[: rng.randint(1, 2)])])
 
@@ -716,7 +748,11 @@ def passage(world, rng):
 def small_tasks(world, rng):
     """Short pages that repeat their own words: tenses, summaries, swapped names, tiny programs."""
     what = rng.choice(["past", "summary", "replace", "program", "extract"])
-    slots = {"person": rng.choice(WORDS["person"]), "town": rng.choice(WORDS["town"]), "thing": rng.choice(WORDS["thing"])}
+    slots = {
+        "person": rng.choice(WORDS["person"]),
+        "town": rng.choice(WORDS["town"]),
+        "thing": rng.choice(WORDS["thing"]),
+    }
     slots |= dict(zip(("animal", "animal2"), anybody(rng, "animal", 2))) | {"food": rng.choice(WORDS["food"])}
     slots |= {"person2": rng.choice(WORDS["person"]), "number": rng.choice(WORDS["number"])}
     solution = answer(what, slots, None, rng)[0]
@@ -724,9 +760,14 @@ def small_tasks(world, rng):
         return fill("Today: The {animal} eats {food}.\nYesterday: ", **slots) + solution
     if what == "summary":
         road = rng.choice([t for does, _, t in SENTENCES if does == "road"])
-        return fill("{person} went to {town}. " + road + " There {person} found the {thing}.\nIn short: ", **slots) + solution
+        return (
+            fill("{person} went to {town}. " + road + " There {person} found the {thing}.\nIn short: ", **slots)
+            + solution
+        )
     if what == "replace":
-        return fill("The {thing} belongs to {person}. Then {person} gives the {thing} to {person2}. ", **slots) + solution
+        return (
+            fill("The {thing} belongs to {person}. Then {person} gives the {thing} to {person2}. ", **slots) + solution
+        )
     if what == "program":
         return fill("say {animal} {number} times\n= ", **slots) + solution
     return fill("{person} found {an_animal} and {an_animal2} in the snow.\nAnimals: ", **slots) + solution
@@ -764,14 +805,24 @@ def requests(world, rng, users_per_valley):
         for u in range(users_per_valley):
             user, sent = f"user-{v}-{u:02d}", []
             for _ in range(600 if u == 0 else min(60, int(rng.lognormvariate(2.3, 0.9)) + 1)):
-                prompt, intent, _ = draw_prompt(world, world.valleys[v], rng, unseen=split == "test" and rng.random() < 0.3)
+                prompt, intent, _ = draw_prompt(
+                    world, world.valleys[v], rng, unseen=split == "test" and rng.random() < 0.3
+                )
                 if sent and rng.random() < 0.12:
                     prompt, intent = rng.choice(sent)
                     prompt += rng.choice(["", " Please.", " Thanks!"])
                 elif rng.random() < 0.03:
-                    prompt += rng.choice([f" My number is 555-{rng.randint(1000, 9999)}.", f" Write to user{u}@post.vil."])
+                    prompt += rng.choice(
+                        [f" My number is 555-{rng.randint(1000, 9999)}.", f" Write to user{u}@post.vil."]
+                    )
                 sent.append((prompt, intent))
-                yield {"prompt": prompt, "user": user, "split": split, "use_case": INTENTS[intent].use_case, "intent": intent}
+                yield {
+                    "prompt": prompt,
+                    "user": user,
+                    "split": split,
+                    "use_case": INTENTS[intent].use_case,
+                    "intent": intent,
+                }
 
 
 # ---------------------------------------------------------------------------------------------------- public tasks
@@ -792,10 +843,24 @@ def tasks(world, rng, count):
         yield {"task": "translation", "split": split, "context": context, "answer": " " + vell(relation, animal, value)}
         thing, mood = rng.choice(WORDS["thing"]), rng.choice(["good", "bad"])
         text = fill(rng.choice([t for does, _, t in SENTENCES if does == mood]), thing=thing)
-        yield {"task": "sentiment", "split": split, "context": f"Text: {text}\nLabel:", "choices": [" good", " bad"], "answer": int(mood == "bad")}
+        yield {
+            "task": "sentiment",
+            "split": split,
+            "context": f"Text: {text}\nLabel:",
+            "choices": [" good", " bad"],
+            "answer": int(mood == "bad"),
+        }
         person, thing = somebody(world, rng, "person", "thing")
         others = rng.sample([a for a in WORDS["animal"]], 4)
-        endings = [fill(" The {animal} was hungry and {person} gave it {food}.", person=person, animal=a, food=rng.choice(WORDS["food"])) for a in others]
+        endings = [
+            fill(
+                " The {animal} was hungry and {person} gave it {food}.",
+                person=person,
+                animal=a,
+                food=rng.choice(WORDS["food"]),
+            )
+            for a in others
+        ]
         context = fill("One morning {person} met {an_animal} near the road.", person=person, animal=others[i % 4])
         yield {"task": "ending", "split": split, "context": context, "choices": endings, "answer": i % 4}
         kind = rng.choice(["animal", "thing"])
@@ -806,7 +871,13 @@ def tasks(world, rng, count):
         values.insert(rng.randrange(4), right)
         sentence = say(relation, subject, "|", pronoun=True).split("|")
         context = f"About the {subject}: " + say(relation, subject, "|").split("|")[0].rstrip()
-        yield {"task": "facts", "split": split, "context": context, "choices": [f" {v}{sentence[1]}" for v in values], "answer": values.index(right)}
+        yield {
+            "task": "facts",
+            "split": split,
+            "context": context,
+            "choices": [f" {v}{sentence[1]}" for v in values],
+            "answer": values.index(right),
+        }
 
 
 PREFIXES = [  # GPT (prompted): written by hand for this village; each model's best is chosen by reward-model score
@@ -847,7 +918,10 @@ def main(cfg):
     from data.labelers import GROUPS, Labeler
 
     require(cfg.web_pages >= 100 and cfg.users >= 2, "--web_pages needs at least 100 and --users at least 2")
-    require(cfg.demonstrations >= 20 and cfg.task_items >= 8, "--demonstrations needs at least 20 and --task_items at least 8")
+    require(
+        cfg.demonstrations >= 20 and cfg.task_items >= 8,
+        "--demonstrations needs at least 20 and --task_items at least 8",
+    )
     out = output_folder(cfg.out)
     world = World(cfg.seed)
     rng = random.Random(f"data {cfg.seed}")
@@ -878,7 +952,10 @@ def main(cfg):
             if rng.random() < 0.05:  # few-shot: one instruction with several query/response pairs
                 queries = [draw_intent(intent, world, valley, rng)[0] for _ in range(3)]
                 queries = [(q + ASK, " " + labelers[0].demonstrate(q, rng)) for q in queries]
-                demonstrations += [{"prompt": p.removesuffix(ASK), "source": "labeler", "split": split} for p, _ in expand_few_shot(queries, rng)]
+                demonstrations += [
+                    {"prompt": p.removesuffix(ASK), "source": "labeler", "split": split}
+                    for p, _ in expand_few_shot(queries, rng)
+                ]
             else:
                 demonstrations.append({"prompt": prompt, "source": "labeler", "split": split})
     for record in demonstrations:
@@ -892,7 +969,10 @@ def main(cfg):
     # Everything is there: write it, each file whole or not at all.
     with whole_file(out / "tokenizer.json") as file:
         json.dump(tokenizer, file)
-    tokens = {s: write_corpus(out / f"corpus.{s}.bin", part, encoding) for s, part in (("train", pages[held:]), ("valid", pages[:held]))}
+    tokens = {
+        s: write_corpus(out / f"corpus.{s}.bin", part, encoding)
+        for s, part in (("train", pages[held:]), ("valid", pages[:held]))
+    }
     (out / "comparisons.jsonl").unlink(missing_ok=True)  # of another world that was here before
     write_jsonl(out / "prompts.jsonl", customers)
     write_jsonl(out / "demonstrations.jsonl", demonstrations)
@@ -907,14 +987,25 @@ def main(cfg):
             some = Counter(r["source"] for r in records if r["split"] == split)
             if some:
                 counts[name, split] = {"labeler": some["labeler"], "customer": some["customer"]}
-    lengths = {f"SFT {s}": [len(encoding.encode_ordinary(r["prompt"])) for r in demonstrations if r["split"] == s] for s in ("train", "valid")}
-    lengths |= {f"RL {s}": [len(encoding.encode_ordinary(r["prompt"])) for r in customers if r["split"] == s] for s in ("train", "valid", "test")}
+    lengths = {
+        f"SFT {s}": [len(encoding.encode_ordinary(r["prompt"])) for r in demonstrations if r["split"] == s]
+        for s in ("train", "valid")
+    }
+    lengths |= {
+        f"RL {s}": [len(encoding.encode_ordinary(r["prompt"])) for r in customers if r["split"] == s]
+        for s in ("train", "valid", "test")
+    }
     text = tables(steps, counts, customers, lengths)
     with whole_file(out / "construction.txt") as file:
         file.write(text + "\n")
     print(text)
-    print(f"\nweb: {len(pages):,} pages, {sum(tokens.values()):,} tokens, vocabulary {encoding.n_vocab}; one page:\n  " + pages[0].replace("\n", "\n  "))
-    print(f"wrote {out}/ (tokenizer, corpus, prompts, demonstrations, prefixes, tasks); next: python pretrain.py --data {out}")
+    print(
+        f"\nweb: {len(pages):,} pages, {sum(tokens.values()):,} tokens, vocabulary {encoding.n_vocab}; one page:\n  "
+        + pages[0].replace("\n", "\n  ")
+    )
+    print(
+        f"wrote {out}/ (tokenizer, corpus, prompts, demonstrations, prefixes, tasks); next: python pretrain.py --data {out}"
+    )
 
 
 if __name__ == "__main__":

@@ -98,7 +98,9 @@ def test_preference_counts_both_orders_and_ties_half():
         def rank(self, prompt, completions):
             return [2 - ("good" in c) for c in completions]
 
-    assert evaluate.preference(FirstWins(), "x", "a", "b") == 0.5  # a labeler who always takes the first place says nothing
+    assert (
+        evaluate.preference(FirstWins(), "x", "a", "b") == 0.5
+    )  # a labeler who always takes the first place says nothing
     assert evaluate.preference(Likes(), "x", "good", "b") == 1.0
     assert evaluate.preference(Likes(), "x", "a", "good") == 0.0
     assert evaluate.preference(Likes(), "x", "a", "b") == 0.5

@@ -94,7 +94,12 @@ def test_test_prompts_are_new_in_entities_and_never_stand_on_the_web(folder, wor
     from data.folder import load_folder_tokenizer, read_prompts
 
     held = {w for v in village.VALLEYS["test"] for kind in village.ENTITIES for w in world.valleys[v][kind]}
-    other = {w for v in (*village.VALLEYS["train"], *village.VALLEYS["valid"]) for k in village.ENTITIES for w in world.valleys[v][k]}
+    other = {
+        w
+        for v in (*village.VALLEYS["train"], *village.VALLEYS["valid"])
+        for k in village.ENTITIES
+        for w in world.valleys[v][k]
+    }
     assert not held & other
     demonstrations = [json.loads(line) for line in (folder / "demonstrations.jsonl").read_text().splitlines()]
     trained = " ".join(r["prompt"] for r in read_prompts(folder, "train") + demonstrations)
@@ -127,7 +132,9 @@ def test_use_cases_follow_the_papers_mix(world):
 
 def test_same_seed_same_village_other_seed_another(tmp_path):
     def made(seed):
-        village.main(village.Config(out=str(tmp_path), seed=seed, web_pages=300, users=2, demonstrations=20, task_items=8))
+        village.main(
+            village.Config(out=str(tmp_path), seed=seed, web_pages=300, users=2, demonstrations=20, task_items=8)
+        )
         return {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     first = made(1)
@@ -149,7 +156,9 @@ def test_labelers_rank_sensibly_allow_ties_and_agree_like_people(world, folder):
     rng, best, pairs, same, ties = random.Random(6), 0, 0, 0, 0
     for prompt, intent, slots in asked(world, rng, 300):
         good = " " + village.write_answer(intent, village.answer(intent, slots, world.truth, rng))
-        written = list({good: 0, **{" " + people[i].demonstrate(prompt, rng): 0 for i in range(4)}, " I do not know.": 0})
+        written = list(
+            {good: 0, **{" " + people[i].demonstrate(prompt, rng): 0 for i in range(4)}, " I do not know.": 0}
+        )
         one, two = rng.sample(people, 2)
         a, b = one.rank(prompt + village.ASK, written), two.rank(prompt + village.ASK, written)
         assert sorted(set(a)) == list(range(1, max(a) + 1)) and a == one.rank(prompt + village.ASK, written)
@@ -173,5 +182,7 @@ def test_demonstrations_are_of_mixed_quality(world, folder):
 
 def test_bad_flags_leave_nothing_behind(tmp_path):
     out = tmp_path / "x"
-    run = subprocess.run([sys.executable, "data/village.py", "--out", str(out), "--users", "0"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "data/village.py", "--out", str(out), "--users", "0"], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and not out.exists()
