@@ -525,14 +525,19 @@ def figures(report, out):
             right.bar(at, [100 * m["tasks"]["zero_shot"][t] for t in tasks], 0.18, label=m["name"])
         right.set_xticks(range(len(tasks)), tasks)
         right.set_title("Public tasks, zero-shot accuracy in % (higher is better)")
-        right.legend(ncols=4, fontsize=8, loc="lower center")
+        right.set_ylim(0, 118)
+        right.legend(ncols=4, fontsize=8, loc="upper center")
         save(figure, "alignment_tax.png")
     if "over_optimisation" in report:
         figure, axes = plt.subplots(1, 2, figsize=(10, 4))
         for name, curve in report["over_optimisation"].items():
             for axis, key in zip(axes, ("score", "gold")):
                 axis.plot(
-                    [p["sqrt_kl"] for p in curve], [p[key] for p in curve], "o-", ms=3, label=name.replace("_", " ")
+                    [p["sqrt_kl"] for p in curve],
+                    [p[key] for p in curve],
+                    "o-",
+                    ms=3,
+                    label=NAMES.get(name, "best of n"),
                 )
         for axis, title in zip(axes, ("proxy: reward-model score", "gold: the judge's Likert 1-7")):
             axis.set_xlabel("√KL to PPO's start, √nats per response")

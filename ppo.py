@@ -79,7 +79,7 @@ class Config:
     ema: float = 0.992  # of the policy weights, per update                                 paper: 0.992
     # looking at it
     look_every: int = 5  # iterations between samples on validation prompts
-    look_prompts: int = 96  # how many
+    look_prompts: int = 192  # how many
     seed: int = 0  # of prompts, sampling and minibatches
     device: str = "auto"  # auto, cpu, cuda
     threads: int = 0  # CPU threads; 0 = all cores

@@ -32,56 +32,59 @@ class Config:
     seed: int = 0  # of everything
     quick: bool = False  # tiny settings, to see every step work
     ptx_coef: float = 0.5  # γ of PPO-ptx, times the mean loss per token
+    steps: int = 0  # of pretraining; 0 = the script's default
+    block_size: int = 0  # context in tokens; 0 = the script's default. Longer texts than the village's need more
+    max_new_tokens: int = 0  # longest response; 0 = the scripts' default
     device: str = "auto"  # auto, cpu, cuda
     threads: int = 0  # CPU threads; 0 = all cores
 
 
+QUICK = {  # settings under which every step works in seconds
+    "data": {"web_pages": 2000, "users": 6, "demonstrations": 120, "task_items": 16},
+    "pretrain": {"steps": 60},
+    "sft": {"epochs": 2},
+    "reward": {"prompts": 60, "valid_prompts": 20},
+    "choose_sft": {"choose_prompts": 16},
+    "ppo": {"iterations": 3, "batch_size": 32, "look_prompts": 16},
+    "ppo_ptx": {"iterations": 3, "batch_size": 32, "look_prompts": 16},
+    "evaluate": {"prompts": 24, "best_of": 2, "best_of_prompts": 8, "shots": 1},
+}
+
+
 def stages(cfg):
-    """[(name, module, its Config, what it writes, stages it builds on, seconds it takes on 2 CPU cores)]."""
-    data = cfg.data or f"{cfg.out}/data"
-    common = {"data": data, "out": cfg.out, "seed": cfg.seed, "device": cfg.device, "threads": cfg.threads}
-    q = cfg.quick
-    tiny = {"max_new_tokens": 24} if q else {}
-    rl = common | tiny | ({"iterations": 3, "batch_size": 32, "look_prompts": 16} if q else {})
+    """[(name, module, its Config, files it writes, stages it builds on, seconds it takes on 2 CPU cores)]."""
+    out, data = cfg.out, cfg.data or f"{cfg.out}/data"
+    world = ["tokenizer.json", "corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl"]
+    shape = {k: getattr(cfg, k) for k in ("steps", "block_size") if getattr(cfg, k)}
     init = {"name": "ppo_init", "epochs": 2, "pretrain_mix": 0.1, "learning_rate": 7e-4}  # App. C.3: PPO's start
-    choose = {"epochs": 0, "reward_model": f"{cfg.out}/reward.pt"} | ({"choose_prompts": 16} if q else {})
-    made = {"web_pages": 2000, "users": 6, "demonstrations": 120, "task_items": 16} if q else {}
-    world = ("tokenizer.json", "corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl")
+    choose = {"epochs": 0, "reward_model": f"{out}/reward.pt"}  # App. C.1: the epoch the reward model likes best
+    models = ["pretrain", "ppo_init", "reward", "choose_sft", "ppo", "ppo_ptx"]
     plan = [
-        ("data", village, village.Config(out=data, seed=cfg.seed, **made), [f"{data}/{f}" for f in world], [], 8),
-        ("pretrain", pretrain, pretrain.Config(**common, **({"steps": 60} if q else {})), ["base.pt"], ["data"], 160),
-        ("sft", sft, sft.Config(**common, **tiny, **({"epochs": 2} if q else {})), ["sft.pt"], ["pretrain"], 20),
-        ("ppo_init", sft, sft.Config(**common, **tiny, **init), ["ppo_init.pt"], ["pretrain"], 10),
+        ("data", village, {}, [f"{data}/{file}" for file in world], [], 8),
+        ("pretrain", pretrain, shape, [f"{out}/base.pt"], ["data"], 160),
+        ("sft", sft, {}, [f"{out}/sft.pt"], ["pretrain"], 20),
+        ("ppo_init", sft, init, [f"{out}/ppo_init.pt"], ["pretrain"], 15),
+        ("reward", reward, {}, [f"{out}/reward.pt"], ["pretrain", "ppo_init"], 75),
+        ("choose_sft", sft, choose, [f"{out}/sft_best.pt"], ["sft", "reward"], 5),
+        ("ppo", ppo, {}, [f"{out}/ppo.pt", f"{out}/ppo.samples.jsonl"], ["ppo_init", "reward"], 50),
         (
-            "reward",
-            reward,
-            reward.Config(**common, **tiny, **({"prompts": 60, "valid_prompts": 20, "epochs": 1} if q else {})),
-            ["reward.pt"],
-            ["ppo_init"],
-            75,
+            *("ppo_ptx", ppo, {"ptx_coef": cfg.ptx_coef}),
+            *([f"{out}/ppo_ptx.pt", f"{out}/ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 100),
         ),
-        ("choose_sft", sft, sft.Config(**common, **tiny, **choose), ["sft_best.pt"], ["sft", "reward"], 5),
-        ("ppo", ppo, ppo.Config(**rl), ["ppo.pt", "ppo.samples.jsonl"], ["reward"], 50),
-        (
-            "ppo_ptx",
-            ppo,
-            ppo.Config(**rl, ptx_coef=cfg.ptx_coef),
-            ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"],
-            ["reward"],
-            110,
-        ),
-        (
-            "evaluate",
-            evaluate,
-            evaluate.Config(
-                **common, **tiny, **({"prompts": 24, "best_of": 2, "best_of_prompts": 8, "shots": 1} if q else {})
-            ),
-            ["report.json", "report.md"],
-            ["pretrain", "choose_sft", "ppo", "ppo_ptx"],
-            30,
-        ),
+        ("evaluate", evaluate, {}, [f"{out}/report.json", f"{out}/report.md"], models, 30),
     ]
-    return plan[1:] if cfg.data else plan
+    if cfg.data:
+        plan = plan[1:]
+    result = []
+    for name, module, settings, *rest in plan:
+        shared = {"seed": cfg.seed, "out": data if name == "data" else out}
+        if name != "data":
+            shared |= {"data": data, "device": cfg.device, "threads": cfg.threads}
+        if name not in ("data", "pretrain") and (cfg.max_new_tokens or cfg.quick):
+            shared["max_new_tokens"] = cfg.max_new_tokens or 24
+        settings = shared | settings | (QUICK.get(name, {}) if cfg.quick else {})
+        result.append((name, module, module.Config(**settings), *rest))
+    return result
 
 
 def digest(path):
@@ -90,12 +93,11 @@ def digest(path):
 
 def fingerprint(name, module, config, needs, done, cfg):
     """Changes when the settings, the code, or anything the stage builds on changes."""
-    code = [digest(HERE / f) for f in ("model.py", "plumbing.py", "data/folder.py", "data/bpe.py")] + [
-        digest(module.__file__)
-    ]
+    code = [digest(HERE / f) for f in ("model.py", "plumbing.py", "data/folder.py", "data/bpe.py")]
+    code.append(digest(module.__file__))
     if name in ("data", "reward", "evaluate"):
         code += [digest(HERE / "data" / f) for f in ("village.py", "labelers.py", "construct.py", "judge.py")]
-    inputs = [done[n]["outputs"] for n in needs if n in done]
+    inputs = [done[n]["outputs"] for n in dict.fromkeys(["data", *needs]) if n in done]
     if cfg.data:  # the user's own files
         inputs += [digest(p) for p in sorted(Path(cfg.data).iterdir()) if p.is_file()]
     settings = {k: v for k, v in asdict(config).items() if k not in ("device", "threads")}
@@ -116,7 +118,7 @@ def main(cfg):
     plan = stages(cfg)
     spent = expected = 0.0  # of the stages that really ran, to correct the guess for this machine
     for i, (name, module, config, outputs, needs, guess) in enumerate(plan):
-        paths = [Path(p) if name == "data" else out / p for p in outputs]
+        paths = [Path(p) for p in outputs]
         mark = fingerprint(name, module, config, needs, done, cfg)
         left = sum(g for *_, g in plan[i:]) * (spent / expected if expected > 60 else 0.15 if cfg.quick else 1)
         if name in done and done[name]["fingerprint"] == mark and all(p.exists() for p in paths):
