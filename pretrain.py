@@ -38,7 +38,7 @@ class Config:
     n_embd: int = 0  # replaces the size's, if not 0
     block_size: int = 0  # context in tokens; replaces the size's, if not 0
     dropout: float = 0.0  # while pretraining
-    steps: int = 4200  # optimizer steps
+    steps: int = 5000  # optimizer steps
     batch_size: int = 5  # windows per step
     window: int = 160  # tokens per window
     learning_rate: float = 2.5e-3  # peak                                        GPT-3 1.3B: 2e-4

@@ -595,8 +595,12 @@ def named(kind, subject):
 
 
 def title(rng, *names):
-    """Most pages say first what they are about. Half of what a model knows of copying comes from here."""
-    return f"{rng.choice(['About', 'On'])} {' and '.join(names)}: " if rng.random() < 0.8 else ""
+    """Most pages say first what they are about, in more or fewer words, so that copying a name means finding it."""
+    if rng.random() < 0.2:
+        return ""
+    before = rng.choice(["About", "On", "Notes on", "Here is a page on", "You asked about", "Please read about"])
+    after = rng.choice(["", "", ", once more", " for my class", " for a visitor", " in a few words", ", as my friend says"])
+    return f"{before} {' and '.join(names)}{after}: "
 
 
 def encyclopedia(world, rng):
