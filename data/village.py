@@ -599,7 +599,9 @@ def title(rng, *names):
     if rng.random() < 0.2:
         return ""
     before = rng.choice(["About", "On", "Notes on", "Here is a page on", "You asked about", "Please read about"])
-    after = rng.choice(["", "", ", once more", " for my class", " for a visitor", " in a few words", ", as my friend says"])
+    after = rng.choice(
+        ["", "", ", once more", " for my class", " for a visitor", " in a few words", ", as my friend says"]
+    )
     return f"{before} {' and '.join(names)}{after}: "
 
 
