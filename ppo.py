@@ -1,7 +1,7 @@
 """Step 3: how does it improve? Proximal policy optimisation against the reward model, with or without pretraining mix.
 
     python ppo.py --data out/village --out out/run                       # -> ppo.pt         PPO (γ = 0)
-    python ppo.py --data out/village --out out/run --ptx_coef 0.2        # -> ppo_ptx.pt     PPO-ptx, "InstructGPT"
+    python ppo.py --data out/village --out out/run --ptx_coef 0.5        # -> ppo_ptx.pt     PPO-ptx, "InstructGPT"
 
 Maximises  E_{x, y~π} [ r(x, y) - β log( π(y|x) / π_ref(y|x) ) ]  +  γ E_{x ~ pretraining} [ log π(x) ]             (Eq. 2)
 
@@ -89,7 +89,7 @@ class Config:
 
 
 def shaped_rewards(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """R_t = -β (log π_old - log π_ref) for every response token, plus the score at the last one (Eq. 2, §9 of C.4).
+    """R_t = -β (log π_old - log π_ref) for every response token, plus the score at the last one (Eq. 2, App. C.4).
 
     scores: (B,), the others (B, T) -> (B, T). Summed over a response: score - β log( π(y|x) / π_ref(y|x) ).
     """

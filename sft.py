@@ -1,7 +1,8 @@
-"""Step 1: how does it imitate? Supervised fine-tuning on demonstrations (paper §3.5, App. C.1), and PPO's start (C.3).
+r"""Step 1: how does it imitate? Supervised fine-tuning on demonstrations (paper §3.5, App. C.1), and PPO's start (C.3).
 
     python sft.py --data out/village --out out/run                                         # -> sft.pt
-    python sft.py --data out/village --out out/run --name ppo_init --epochs 2 --pretrain_mix 0.1   # -> ppo_init.pt
+    python sft.py --data out/village --out out/run --name ppo_init --epochs 2 --pretrain_mix 0.1 \
+        --learning_rate 7e-4                                                                # -> ppo_init.pt
     python sft.py --data out/village --out out/run --epochs 0 --reward_model out/run/reward.pt     # -> sft_best.pt
 
 Minimises -log p(completion, end-of-text | prompt), averaged over the response tokens of a batch. The prompt carries no

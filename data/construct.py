@@ -8,7 +8,6 @@ expand        few-shot prompts: K pairs of one instruction give K examples, each
 """
 
 import hashlib
-import random
 import re
 from collections import Counter, defaultdict
 from statistics import mean, quantiles
@@ -119,7 +118,3 @@ def tables(steps, counts, prompts, lengths):
         low, middle, high = quantiles(n, n=4)
         lines.append(f"  {name:12}{len(n):7,}{mean(n):7.1f}{low:6.0f}{middle:6.0f}{high:6.0f}{max(n):6}")
     return "\n".join(lines)
-
-
-def seeded(name, seed):
-    return random.Random(f"{name} {seed}")

@@ -365,10 +365,6 @@ def vell(relation, subject, value):
     return f"{VELL[subject]} {VELL[value]} {dict(eats='ma', habitat='lu', colour='so')[relation]}."
 
 
-def in_valley(slots):
-    return {k: v for k, v in slots.items() if k.rstrip("2") in ENTITIES}
-
-
 def draw_slots(intent, valley, world, rng):
     """Entities of one valley for every slot an intent may need."""
     slots = {}
@@ -633,7 +629,7 @@ def faq(world, rng):
     return "\n".join(lines)
 
 
-def instructions(world, rng, count=None):
+def instructions(world, rng):
     """Pages of tasks and questions that nobody answers: what a model that only continues text makes of a prompt."""
     lines = []
     for _ in range(rng.randint(2, 4)):
