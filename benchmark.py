@@ -3,6 +3,7 @@
     python benchmark.py                                            # the village's size on this machine
     python benchmark.py --size gpt2 --batch_size 32 --prompt_tokens 64 --new_tokens 64
     python benchmark.py --versus transformers                      # the same sampling there, in turn, if it is installed
+    python benchmark.py --versus trl                               # the same PPO iteration in TRL's experimental PPOTrainer
     python benchmark.py --plan 8 --gpu_gb 80                       # only the memory of the paper's sizes on 8 such GPUs
 
 Every speed stands beside what bounds it, measured here and now: reading the weights and the cache for each new token
@@ -12,6 +13,7 @@ speed does not depend on them, except on how soon responses end, which is set to
 
 import resource
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -37,7 +39,7 @@ class Config(Training):
     ptx_per_episode: int = 8  # pretraining examples per episode; 0 = no PPO-ptx
     ptx_window: int = 16  # tokens of a pretraining example
     repeat: int = 3  # each timing is the best of so many
-    versus: str = ""  # also time transformers, if it is installed
+    versus: str = ""  # also time transformers or trl, if it is installed
     plan: int = 0  # print only the memory plan of the paper's sizes on so many GPUs
     gpu_gb: int = 80  # memory of one GPU, for the plan
     seed: int = 0  # of weights and tokens
@@ -137,12 +139,12 @@ def memory_plan(policy, critic, cfg, gpus, width):
         "value model: weights, gradient, Adam": 16 * v / gpus,
         "reference and reward model": 4 * (p + v) / gpus,
         "copy of the policy for sampling": (width * p if width == 2 or gpus > 1 else 0),
-        "cache while sampling, and a copy while rows are cut out": 4
+        "cache while sampling, and the prompts in it again while they are read": 2
         * width
         * sampled
         * policy.n_layer
         * policy.n_embd
-        * T,
+        * (T + cfg.prompt_tokens),
         "activations and logits": max(passes),
     }
 
@@ -204,7 +206,7 @@ def main(cfg):
     require(positive, "--batch_size, --prompt_tokens, --new_tokens, --minibatch_size, --repeat: at least 1")
     require(cfg.ending >= 2 and cfg.ptx_per_episode >= 0, "--ending must be at least 2, --ptx_per_episode not negative")
     require(cfg.size in SIZES, f"--size {cfg.size}: choose from {', '.join(SIZES)}")
-    require(cfg.versus in ("", "transformers"), f"--versus {cfg.versus}: transformers, or nothing")
+    require(cfg.versus in ("", "transformers", "trl"), f"--versus {cfg.versus}: transformers, trl, or nothing")
     shape = replace(SIZES[cfg.size], dropout=0.0)
     B, P, N = cfg.batch_size, cfg.prompt_tokens, cfg.new_tokens
     require(
@@ -243,7 +245,7 @@ def main(cfg):
     ended = seconds(sample(eot), device, cfg.repeat)
     n = int(sample(eot)()[2].sum())
     row(f"  responses that end, {n / B:.1f} tokens on average", f"{n / ended:,.0f} tok/s")
-    if cfg.versus:
+    if cfg.versus == "transformers":
         against_transformers(policy, prompts, N, eot, cfg, device, (fixed, n / ended))
 
     windows = torch.randint(shape.vocab_size, (cfg.minibatch_size, min(shape.block_size, P + N) + 1), device=device)
@@ -316,18 +318,9 @@ def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rate
         took = []
         for coefficient in {0.0, cfg_ppo.ptx_coef}:
             begin = time.perf_counter()
-            ppo.update(
-                policy,
-                value_model,
-                *optimizers,
-                batch,
-                corpus,
-                replace(cfg_ppo, ptx_coef=coefficient),
-                1e-6,
-                generator(1),
-                generator(2),
-                average,
-            )
+            changed = replace(cfg_ppo, ptx_coef=coefficient)
+            streams = {"order": generator(1), "pages": generator(2)}
+            ppo.update(policy, value_model, optimizers, average, batch, corpus, changed, 1e-6, streams)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             took.append(time.perf_counter() - begin)
@@ -344,6 +337,8 @@ def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rate
     )
     for name, took, floor in zip(("rollout", "scoring", "update", "ptx"), best, floors):
         row(f"  {name}", f"{took:.3f} s", f"{floor:.3f} s")
+    if cfg.versus == "trl":
+        against_trl(policy, prompts, cfg, device, sum(best[:3]))
 
 
 def device_name(device):
@@ -357,6 +352,78 @@ def device_name(device):
     return f"{model}, {torch.get_num_threads()} threads"
 
 
+def gpt2_config(shape, eot):
+    """A GPTConfig as transformers writes it; no dropout."""
+    from transformers import GPT2Config
+
+    names = {"n_positions": shape.block_size, "vocab_size": shape.vocab_size, "n_embd": shape.n_embd}
+    names |= {"n_layer": shape.n_layer, "n_head": shape.n_head, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+    return GPT2Config(**names, attn_pdrop=0.0, bos_token_id=eot, eos_token_id=eot, pad_token_id=eot)
+
+
+def against_trl(policy, prompts, cfg, device, ours):
+    """A PPO iteration of TRL's experimental PPOTrainer: as many episodes, minibatches and tokens, no early end, no ptx."""
+    try:
+        import tokenizers
+        import transformers
+        from datasets import Dataset
+        from trl.experimental.ppo import PPOConfig, PPOTrainer
+    except ImportError as missing:
+        return row("  TRL", f"not installed ({missing.name})")
+    eot = policy.config.vocab_size - 1
+    words = tokenizers.models.WordLevel({str(i): i for i in range(eot + 1)}, unk_token="0")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(words), pad_token=str(eot), eos_token=str(eot)
+    )
+    shape = gpt2_config(policy.config, eot)
+    scalar = gpt2_config(policy.config, eot)
+    scalar.num_labels = 1
+    dtype = matmul_dtype(cfg, device)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = PPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=cfg.batch_size,
+            num_mini_batches=cfg.batch_size // cfg.minibatch_size,
+            num_ppo_epochs=1,
+            total_episodes=cfg.batch_size * (cfg.repeat + 1),
+            local_rollout_forward_batch_size=cfg.batch_size,
+            response_length=cfg.new_tokens,
+            stop_token=None,
+            learning_rate=1e-6,
+            num_sample_generations=0,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            bf16=dtype == torch.bfloat16,
+            use_cpu=device.type == "cpu",
+            gradient_checkpointing=cfg.recompute,
+        )
+        trainer = PPOTrainer(
+            settings,
+            tokenizer,
+            transformers.GPT2LMHeadModel(shape),
+            transformers.GPT2LMHeadModel(shape),
+            transformers.GPT2ForSequenceClassification(scalar),
+            Dataset.from_dict({"input_ids": prompts}),
+            transformers.GPT2ForSequenceClassification(scalar),
+        )
+        ends = [time.perf_counter()]
+
+        class Clock(transformers.TrainerCallback):
+            def on_step_end(self, *args, **kwargs):
+                ends.append(time.perf_counter())
+
+        trainer.add_callback(Clock())
+        trainer.train()
+    took = min(later - sooner for sooner, later in zip(ends[1:], ends[2:]))
+    row(
+        f"  TRL's PPOTrainer, {cfg.batch_size} episodes",
+        f"{took:.3f} s",
+        "",
+        f"ours without ptx is {took / ours:.1f} times as fast",
+    )
+
+
 def against_transformers(policy, prompts, N, eot, cfg, device, ours):
     """The same weights, prompts and lengths, sampled by transformers: in turn, in this process."""
     try:
@@ -366,18 +433,7 @@ def against_transformers(policy, prompts, N, eot, cfg, device, ours):
     from gpt2 import to_theirs
 
     shape = policy.config
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=shape.vocab_size,
-            n_positions=shape.block_size,
-            n_embd=shape.n_embd,
-            n_layer=shape.n_layer,
-            n_head=shape.n_head,
-            bos_token_id=eot,
-            eos_token_id=eot,
-            pad_token_id=eot,
-        )
-    )
+    theirs = transformers.GPT2LMHeadModel(gpt2_config(shape, eot))
     theirs.load_state_dict(to_theirs(policy.state_dict()) | {"lm_head.weight": policy.transformer.wte.weight})
     theirs.to(device, matmul_dtype(cfg, device)).eval()
     ids = torch.tensor(prompts, device=device)

@@ -37,12 +37,12 @@ from pretrain import corpus_loss
 class Config(Device):
     data: str = "out/run/data"  # data folder
     out: str = "out/run"  # run folder; its models are evaluated, the report is written there
-    prompts: int = 450  # test prompts; fewer if the data has fewer
+    prompts: int = 430  # test prompts; fewer if the data has fewer
     labelers: int = 3  # of each group, per prompt
     max_new_tokens: int = 40  # longest response
     shots: int = 2  # solved examples in front of a few-shot task
     best_of: int = 16  # largest n of best-of-n
-    best_of_prompts: int = 96  # validation prompts for best-of-n and for choosing the few-shot prefix
+    best_of_prompts: int = 96  # validation prompts for best-of-n (ppo.py's looks take as many) and the few-shot prefix
     also: str = ""  # more policies of the run folder to evaluate: names of .pt files without the ending, a,b
     seed: int = 0  # of sampling and of the choice of labelers
 
@@ -192,11 +192,10 @@ def best_of_n(model, reward_model, encoding, prompts, judge, cfg, device):
     curve, n = [], 1
     while n <= cfg.best_of:
         picked = []
-        for i, prompt in enumerate(prompts):  # the first n of every prompt's draws
-            some = range(i * cfg.best_of, i * cfg.best_of + n)
-            best = max(some, key=lambda j: -math.inf if math.isnan(scores[j]) else scores[j])
+        for first in range(0, len(draws), n):  # every n draws of a prompt
+            best = max(range(first, first + n), key=lambda j: -math.inf if math.isnan(scores[j]) else scores[j])
             if not math.isnan(scores[best]):
-                picked.append((scores[best], judge(prompt, draws[best][0])["likert"]))
+                picked.append((scores[best], judge(prompts[first // cfg.best_of], draws[best][0])["likert"]))
         score, gold = (sum(column) / len(picked) for column in zip(*picked))
         curve.append({"n": n, "sqrt_kl": math.sqrt(math.log(n) - (n - 1) / n), "score": score, "gold": gold})
         n *= 2
@@ -248,7 +247,7 @@ def main(cfg):
     records = with_room(read_prompts(cfg.data, "test"), encoding, tight)
     records = random.Random(f"test {cfg.seed}").sample(records, min(cfg.prompts, len(records)))
     prompts = [r["prompt"] for r in records]
-    valid = [r["prompt"] for r in with_room(read_prompts(cfg.data, "valid"), encoding, tight)][: cfg.best_of_prompts]
+    valid = [r["prompt"] for r in with_room(read_prompts(cfg.data, "valid"), encoding, room)][: cfg.best_of_prompts]
     report = {"seed": cfg.seed, "n_prompts": len(prompts), "models": {}, "config": asdict(cfg)}
     opponents = [
         text
@@ -261,7 +260,8 @@ def main(cfg):
         prefix, stop, network = "", "", models.get(key)
         if key == "gpt_prompted" and "gpt" in models and prefixes:
             network = models["gpt"]
-            best, scores = choose_prefix(network, reward_model, encoding, prefixes, valid[:64], cfg, device)
+            short = [p for p in valid if len(encoding.encode_ordinary(p)) <= tight][:64]
+            best, scores = choose_prefix(network, reward_model, encoding, prefixes, short, cfg, device)
             prefix, stop = prefixes[best], "\n\n"
             report["prefix"] = {"text": prefix, "scores": scores}
         if network is None:

@@ -302,6 +302,21 @@ def drop_states(folder, name, keep=0):
             left_over.unlink(missing_ok=True)
 
 
+def finished(folder, name, cfg):
+    """With --resume: is FOLDER/NAME.pt there already, made with these settings? Says so, and there is nothing to do."""
+    path = Path(folder) / f"{name}.pt"
+    if not cfg.resume or _states(folder, name) or not path.exists():
+        return False
+    try:
+        made = torch.load(path, map_location="cpu", weights_only=True)["config"]
+    except Exception:
+        return False  # half a file, or somebody else's: make it again
+    same = all(key in FREE or made.get(key) == value for key, value in asdict(cfg).items())
+    if same:
+        print(f"--resume: {path} is there, made with these settings; nothing is left to do")
+    return same
+
+
 def load_state(folder, name, cfg, **parts):
     """With --resume, put the newest state of this run back into its parts. -> the step it was saved after, or 0.
 

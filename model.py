@@ -32,7 +32,7 @@ class GPTConfig:
     n_head: int = 4
     n_embd: int = 128  # C
     block_size: int = 160  # longest sequence, in tokens
-    vocab_size: int = 1200  # V
+    vocab_size: int = 1360  # V
     dropout: float = 0.0  # on embeddings and on what each block adds ("residual dropout")
 
 
@@ -59,16 +59,17 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(cfg.n_embd, cfg.n_embd)
 
     def forward(self, x, cache=None):
-        """x: (B, T, C) -> (B, T, C). With a cache (see KVCache), T new tokens look at everything their row holds."""
+        """x: (B, T, C) -> (B, T, C). A cache (see KVCache) keeps what prompts are, then shows it to each new token (T = 1)."""
         B, T, C = x.shape
         q, k, v = (
             z.view(B, T, self.n_head, -1).transpose(1, 2) for z in self.c_attn(x).split(C, dim=2)
         )  # (B, H, T, C/H)
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if cache is not None:
+            cache.write(self.layer, k, v)
+        if cache is not None and cache.hide is not None:
+            y = cache.attend(self.layer, q)
         else:
-            k, v, visible = cache.extend(self.layer, k, v)  # (B, H, S, C/H) twice, (B, 1, 1, S)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -278,50 +279,67 @@ def values_before(value_model, tokens, mask):
 
 
 class KVCache:
-    """Keys and values of all layers, preallocated for the longest row. Each row is written at its own length."""
+    """Keys and values of all layers, preallocated: prompts of any length in slots 0…P-1 of their rows, then every row's
+    n-th new token in slot P+n. Writing is then one copy for all rows; the slots that a short prompt leaves empty are
+    hidden. (A slot says where a token is kept, its position where it stands in the text.)"""
 
     def __init__(self, cfg, B, S, device, dtype):
         shape = (cfg.n_layer, B, cfg.n_head, S, cfg.n_embd // cfg.n_head)
         self.k, self.v = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
+        self.rows, self.slot = slice(0, B), 0  # where the next tokens go
+        self.hide = None  # (B, S): -inf where a row's slot is empty, else 0; None while prompts are read
 
-    def place(self, rows, positions):
-        """Say where the next tokens go: rows (b,), positions (b, T). They see everything up to themselves, nothing later."""
-        self.rows, self.positions = rows[:, None], positions
-        self.S = int(positions.max()) + 1
-        self.visible = torch.arange(self.S, device=positions.device) <= positions[:, None, :, None]  # (b, 1, T, S)
+    def write(self, layer, k, v):
+        """Keep k, v (b, H, T, C/H) of one layer."""
+        slots = slice(self.slot, self.slot + k.size(2))
+        self.k[layer, self.rows, :, slots], self.v[layer, self.rows, :, slots] = k, v
 
-    def extend(self, layer, k, v):
-        """Store k, v (b, H, T, C/H) of one layer. Tokens that begin their rows only see each other; a later one sees all
-        of its row so far: return that layer's keys and values, and who may see whom."""
-        self.k[layer][self.rows, :, self.positions] = k.transpose(1, 2)
-        self.v[layer][self.rows, :, self.positions] = v.transpose(1, 2)
-        if k.size(2) == self.S:
-            return k, v, None
-        return self.k[layer, :, :, : self.S], self.v[layer, :, :, : self.S], self.visible
+    def attend(self, layer, q):
+        """What one new token per row, just written, sees of its row. q: (b, H, 1, C/H) -> (b, H, 1, C/H)."""
+        k, v = (z[layer, self.rows, :, : self.slot + 1].flatten(0, 1) for z in (self.k, self.v))  # (b·H, S, C/H)
+        hide = self.hide[self.rows, None, None, : self.slot + 1].expand(-1, q.size(1), -1, -1).flatten(0, 1)
+        logits = torch.baddbmm(hide, q.flatten(0, 1), k.transpose(1, 2), alpha=q.size(-1) ** -0.5)  # (b·H, 1, S)
+        return torch.bmm(logits.softmax(-1).to(v.dtype), v).view_as(q)
 
-    def take(self, rows):
-        """Keep these rows, by boolean or by number; a number that comes twice gives two rows."""
-        self.k, self.v = self.k[:, rows], self.v[:, rows]
+    def keep(self, going):
+        """Cut out the rows that are not `going` (b,): rows from the end move into their places. -> the rows that are left."""
+        n = int(going.sum())
+        rows, gaps = torch.arange(n, device=going.device), (~going[:n]).nonzero().squeeze(1)
+        rows[gaps] = n + going[n:].nonzero().squeeze(1)
+        for z in (self.k, self.v):
+            z[:, gaps, :, : self.slot + 1] = z[:, rows[gaps], :, : self.slot + 1]
+        self.hide[gaps] = self.hide[rows[gaps]]
+        self.rows = slice(0, n)
+        return rows
 
 
-def read_prompts(model, cache, prompts):
-    """Fill an empty cache with the prompts. -> the hidden state at each one's last token (B, C).
+def read_prompts(model, prompts, max_new_tokens):
+    """-> a cache that holds the prompts, with room for new tokens, and the hidden state at each one's last token (B, C).
 
-    A prompt that comes several times is read once and its rows are copied; prompts of similar length are read together.
+    A prompt that comes several times is read once and its row is copied; prompts of similar length are read together.
     """
-    device = cache.k.device
+    device, cfg = model.transformer.wte.weight.device, model.config
+    dtype = torch.bfloat16 if model.transformer.bfloat16 else model.transformer.wte.weight.dtype
     different = sorted(set(map(tuple, prompts)), key=len)
+    P = len(different[-1])
+    once = KVCache(cfg, len(different), P, device, dtype)
     size = max(16, -(-len(different) // 4))
     hidden = []
     for start in range(0, len(different), size):
         tokens, lengths = pad(different[start : start + size], device)  # (b, T)
-        b, T = tokens.shape
-        cache.place(torch.arange(start, start + b, device=device), torch.arange(T, device=device).expand(b, T))
-        hidden.append(model(tokens, cache=cache)[torch.arange(b, device=device), lengths - 1])
+        once.rows = slice(start, start + len(tokens))
+        hidden.append(model(tokens, cache=once)[torch.arange(len(tokens), device=device), lengths - 1])
     number = {prompt: i for i, prompt in enumerate(different)}
     rows = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=device)
-    cache.take(rows)
-    return torch.cat(hidden)[rows]
+    cache = KVCache(cfg, len(prompts), P + max_new_tokens, device, dtype)
+    for full, read in ((cache.k, once.k), (cache.v, once.v)):
+        full[:, :, :, :P] = read[:, rows]
+    slots = torch.arange(P + max_new_tokens, device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    empty = (slots >= lengths[:, None]) & (slots < P)
+    cache.hide = torch.zeros(empty.shape, device=device, dtype=dtype).masked_fill(empty, -torch.inf)
+    cache.slot = P
+    return cache, torch.cat(hidden)[rows]
 
 
 def pick(logits, temperature, u):
@@ -347,16 +365,16 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, generator=Non
 
     Two prompts [5 6] and [7 8 9], eot = 0: the first pass reads both, and the hidden states at their last tokens give
     the new ones, which are written behind each: [5 6 4 .] [7 8 9 3]. From then on one token per row is fed, at positions
-    2 and 3, then 3 and 4, …; a row that has drawn 0 is no longer `going`, and when a fifth of the `active` rows are not,
+    2 and 3, then 3 and 4, …; a row that has drawn 0 is no longer `going`, and when a tenth of the `active` rows are not,
     they are cut out.
 
     `use_cache=False` recomputes the whole prefix for every token: the plain version, for the test and the stopwatch. It
     gives the same text.
     """
     device, cfg = model.transformer.wte.weight.device, model.config
-    tokens, lengths = pad(prompts, device)
+    tokens, prompt_lengths = pad(prompts, device, value=eot)
     B, P = tokens.shape
-    require(int(lengths.min()) > 0, "an empty prompt cannot be continued")
+    require(int(prompt_lengths.min()) > 0, "an empty prompt cannot be continued")
     require(
         P + max_new_tokens <= cfg.block_size, f"prompt of {P} + {max_new_tokens} new tokens > context {cfg.block_size}"
     )
@@ -365,34 +383,31 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, generator=Non
     if uniforms is None:
         uniforms = torch.rand(max_new_tokens, B, generator=generator, device=device)
     tokens = F.pad(tokens, (0, max_new_tokens), value=eot)
-    prompt_lengths, lengths = lengths, lengths.clone()
     active = torch.arange(B, device=device)  # rows still being worked on
     going = torch.ones(B, dtype=torch.bool, device=device)  # which of those have not ended
+    end = prompt_lengths  # of those: where the next token goes
     if use_cache:
-        dtype = torch.bfloat16 if model.transformer.bfloat16 else model.transformer.wte.weight.dtype
-        cache = KVCache(cfg, len(set(map(tuple, prompts))), P + max_new_tokens, device, dtype)
-        hidden = read_prompts(model, cache, prompts)  # (B, C) at the last token of each row
+        cache, hidden = read_prompts(model, prompts, max_new_tokens)
     for step in range(max_new_tokens):
         if not use_cache:
-            hidden = model(tokens[active, : int(lengths[active].max())])
-            hidden = hidden[torch.arange(len(active), device=device), lengths[active] - 1]
+            hidden = model(tokens[active, : int(end.max())])[torch.arange(len(active), device=device), end - 1]
         elif step > 0:
-            last = (lengths[active] - 1)[:, None]
-            cache.place(torch.arange(len(active), device=device), last)
-            hidden = model(tokens[active[:, None], last], cache=cache, positions=last)[:, 0]
+            last = tokens[active, end - 1]
+            hidden = model(last[:, None], cache=cache, positions=(end - 1)[:, None])[:, 0]
+            cache.slot += 1
         new = pick(model.unembed(hidden), temperature, uniforms[step, active])  # (active rows,)
-        writing = active[going]
-        tokens[writing, lengths[writing]] = new[going]
-        lengths[writing] += 1
-        going = going & (new != eot)
-        share = going.float().mean().item()
-        if share == 0:
+        new = torch.where(going, new, eot)
+        tokens[active, end] = new
+        end, going = end + 1, new != eot
+        left = int(going.sum())
+        if left == 0:
             break
-        if share < 0.8 or not use_cache:  # cutting an ended row out copies the cache: carry a few along
-            if use_cache:
-                cache.take(going)
-            active, going = active[going], going[going]
+        if left < 0.9 * len(active):  # a few that have ended are carried along
+            rows = cache.keep(going) if use_cache else going.nonzero().squeeze(1)
+            active, end, going = active[rows], end[rows], going[rows]
     model.train(was_training)
+    response = response_mask(prompt_lengths, prompt_lengths + max_new_tokens, tokens.size(1)) * (tokens != eot)
+    lengths = prompt_lengths + (response.sum(1).long() + 1).clamp(max=max_new_tokens)  # the end itself counts
     T = int(lengths.max())
     return tokens[:, :T], lengths, response_mask(prompt_lengths, lengths, T)
 

@@ -35,6 +35,7 @@ from machine import (
     Training,
     add_up,
     drop_states,
+    finished,
     for_sampling,
     gather_rows,
     load_state,
@@ -67,7 +68,7 @@ class Config(Training):
     init: str = ""  # initial policy AND frozen reference (C.3); default: OUT/ppo_init.pt
     reward_model: str = ""  # default: OUT/reward.pt; the value model starts from it too
     # rollout
-    iterations: int = 30  # collect + update                                                paper: 500
+    iterations: int = 28  # collect + update                                                paper: 500
     batch_size: int = 128  # episodes per iteration                                         paper: 512
     max_new_tokens: int = 40  # longest response                                            paper: about 1000
     score_without_eot: bool = True  # unfinished responses get their RM score; --no- gives them missing_eot_score
@@ -93,7 +94,7 @@ class Config(Training):
     ema: float = 0.992  # of the policy weights, per update                                 paper: 0.992
     # looking at it
     look_every: int = 5  # iterations between samples on validation prompts
-    look_prompts: int = 128  # how many
+    look_prompts: int = 96  # how many
     seed: int = 0  # of prompts, sampling and minibatches
 
 
@@ -217,29 +218,20 @@ def rollout(policy, reference, reward_model, value_model, prompts, encoding, cfg
     return gather_rows(batch), sampling
 
 
-def update(
-    policy,
-    value_model,
-    policy_optimizer,
-    value_optimizer,
-    batch,
-    corpus,
-    cfg,
-    lr,
-    order,
-    pages,
-    average,
-    learn_policy=True,
-):
-    """Step 5: `epochs` passes over the episodes in random minibatches. Returns the means of what to look at."""
-    device, seen, first_ratio = batch["tokens"].device, [], None
+def update(policy, value_model, optimizers, average, batch, corpus, cfg, lr, streams):
+    """Step 5: `epochs` passes over the episodes in random minibatches. Returns the means of what to look at.
+
+    optimizers: the policy's and the value model's. average: the EMA, changed in place. lr: of the policy; with 0 only the
+    value model learns. streams: random numbers for the "order" of episodes and for pretraining "pages".
+    """
+    device, seen, first_ratio, learn_policy = batch["tokens"].device, [], None, lr > 0
     B = len(batch["tokens"])
     for _ in range(cfg.epochs):
-        for minibatch in torch.randperm(B, generator=order).split(cfg.minibatch_size):
+        for minibatch in torch.randperm(B, generator=streams["order"]).split(cfg.minibatch_size):
             minibatch = minibatch.to(device)
             count = batch["mask"][minibatch].sum()  # response tokens: every loss is a mean over them
             if cfg.ptx_coef and learn_policy:  # (episodes, examples per episode, tokens + 1)
-                windows = corpus.windows(cfg.ptx_per_episode * len(minibatch), cfg.ptx_window + 1, pages)
+                windows = corpus.windows(cfg.ptx_per_episode * len(minibatch), cfg.ptx_window + 1, streams["pages"])
                 windows = windows.view(len(minibatch), cfg.ptx_per_episode, -1).to(device)
             sums = defaultdict(float)
             # One portion, all of the minibatch, unless it is cut into micro-batches or shared by several GPUs.
@@ -265,9 +257,9 @@ def update(
                 for name, value in (stats | {"value_loss": loss.detach()}).items():
                     sums[name] += value * (weight > 0)
             if learn_policy:
-                norm = optimizer_step(policy_optimizer, policy, lr, cfg.max_grad_norm)
+                norm = optimizer_step(optimizers[0], policy, lr, cfg.max_grad_norm)
                 update_ema(average, policy, cfg.ema)
-            optimizer_step(value_optimizer, value_model, cfg.value_learning_rate, cfg.max_grad_norm)
+            optimizer_step(optimizers[1], value_model, cfg.value_learning_rate, cfg.max_grad_norm)
             stats = {name: float(value) for name, value in add_up(sums).items()}
             if learn_policy:
                 stats["policy_grad_norm"] = norm
@@ -285,6 +277,8 @@ def main(cfg):
     name = cfg.name or ("ppo_ptx" if cfg.ptx_coef else "ppo")
     tokenizer, encoding = load_folder_tokenizer(cfg.data)
     out = output_folder(cfg.out)
+    if finished(out, name, cfg):
+        return
     init = cfg.init or out / "ppo_init.pt"
     scores = cfg.reward_model or out / "reward.pt"
     (
@@ -299,7 +293,7 @@ def main(cfg):
     # π learns; π_ref is the same weights, frozen; so is r; V starts as r and learns
     for frozen in (reference, reward_model):
         frozen.requires_grad_(False)
-    policy_optimizer, value_optimizer = adamw(policy, cfg.learning_rate), adamw(value_model, cfg.value_learning_rate)
+    optimizers = adamw(policy, cfg.learning_rate), adamw(value_model, cfg.value_learning_rate)
     average = {k: v.clone() for k, v in policy.state_dict().items()}
 
     room = policy.config.block_size - cfg.max_new_tokens
@@ -312,12 +306,12 @@ def main(cfg):
     require(fits, f"--ptx_window {cfg.ptx_window} is longer than the context of {policy.config.block_size}")
     corpus_valid = Corpus(cfg.data, "valid")
     # Streams of their own: PPO and PPO-ptx of one seed see the same prompts in the same minibatches.
-    draw, order, pages = generator(cfg.seed, device), generator(cfg.seed + 10_000), generator(cfg.seed + 20_000)
+    streams = {"draw": generator(cfg.seed, device), "order": generator(cfg.seed + 10_000)}
+    streams["pages"] = generator(cfg.seed + 20_000)
     queue = []  # prompts still to come in this pass over them
     log, looks = (MetricsLog(out / f"{name}{end}", cfg.resume) for end in (".jsonl", ".samples.jsonl"))
-    everything = {"policy": policy, "policy_optimizer": policy_optimizer, "average": average}
-    everything |= {"value_model": value_model, "value_optimizer": value_optimizer, "queue": queue}
-    everything |= {"draw": draw, "order": order, "pages": pages, "log": log, "looks": looks}
+    everything = {"policy": policy, "policy_optimizer": optimizers[0], "average": average, "queue": queue}
+    everything |= {"value_model": value_model, "value_optimizer": optimizers[1], "log": log, "looks": looks} | streams
     first = load_state(out, name, cfg, **everything)
     updates = cfg.batch_size // cfg.minibatch_size * cfg.epochs
     episodes = cfg.iterations * cfg.batch_size
@@ -330,21 +324,18 @@ def main(cfg):
     for iteration in range(first, cfg.iterations):
         start = time.time()
         while len(queue) < cfg.batch_size:
-            queue += torch.randperm(len(prompts), generator=order).tolist()
-        chosen = queue[: cfg.batch_size]
+            queue += torch.randperm(len(prompts), generator=streams["order"]).tolist()
+        asked = [prompts[i] for i in queue[: cfg.batch_size]]
         del queue[: cfg.batch_size]
-        batch, sampling = rollout(
-            policy, reference, reward_model, value_model, [prompts[i] for i in chosen], encoding, cfg, draw
-        )
+        batch, sampling = rollout(policy, reference, reward_model, value_model, asked, encoding, cfg, streams["draw"])
         mask = batch["mask"]
         rewards = shaped_rewards(batch["scores"], batch["logprobs"], batch["ref_logprobs"], mask, cfg.kl_coef)
         advantages, batch["returns"] = gae(rewards, batch["values"], mask, cfg.discount, cfg.lam)
         batch["advantages"] = whiten(advantages, mask) if cfg.whiten else advantages
         rolled = time.time()
-        lr, learn = warmed_up(iteration - cfg.value_only_iterations, cfg), iteration >= cfg.value_only_iterations
-        stats = update(
-            policy, value_model, policy_optimizer, value_optimizer, batch, corpus, cfg, lr, order, pages, average, learn
-        )
+        waits = iteration < cfg.value_only_iterations
+        lr = 0.0 if waits else warmed_up(iteration - cfg.value_only_iterations, cfg)
+        stats = update(policy, value_model, optimizers, average, batch, corpus, cfg, lr, streams)
         record = {
             "iteration": iteration,
             "score": batch["scores"].mean().item(),
@@ -354,7 +345,7 @@ def main(cfg):
             "length": mask.sum(1).mean().item(),
             "without_eot": 1 - batch["ended"].float().mean().item(),
             "distinct_2": distinct_2(batch["tokens"], mask),
-            "learning_rate": lr if learn else 0.0,
+            "learning_rate": lr,
             "seconds_rollout": rolled - start,
             "seconds_sampling": sampling,
             "seconds_update": time.time() - rolled,

@@ -38,6 +38,7 @@ from machine import (
     Training,
     add_up,
     drop_states,
+    finished,
     first_process_only,
     for_sampling,
     has_state,
@@ -68,7 +69,7 @@ class Config(Training):
     out: str = "out/run"  # run folder
     supervised: str = ""  # model that writes the answers and whose body the RM starts from; default: OUT/ppo_init.pt
     base: str = ""  # pretrained model, few-shot prompted for one answer of every third prompt; default: OUT/base.pt
-    prompts: int = 4000  # rankings to collect on training prompts                             paper: 33207
+    prompts: int = 3200  # rankings to collect on training prompts                             paper: 33207
     valid_prompts: int = 200  # validation prompts, each ranked by two labelers of both groups
     k_min: int = 4  # fewest answers per prompt                                              paper: 4
     k_max: int = 9  # most answers per prompt                                                paper: 9
@@ -79,7 +80,7 @@ class Config(Training):
     weight_decay: float = 0.0  # the paper is silent
     max_grad_norm: float = 1.0  # the paper is silent
     shuffle_pairs: bool = False  # train on shuffled single pairs instead, to see them overfit
-    eval_every: int = 125  # steps between validation accuracies
+    eval_every: int = 100  # steps between validation accuracies
     seed: int = 0  # of answers, labelers' turns and data order
 
 
@@ -262,6 +263,8 @@ def main(cfg):
     require(min(cfg.max_new_tokens, cfg.valid_prompts) >= 1, "--max_new_tokens and --valid_prompts must be positive")
     tokenizer, encoding = load_folder_tokenizer(cfg.data)
     out = output_folder(cfg.out)
+    if finished(out, "reward", cfg):
+        return
     supervised, _, _ = load_checkpoint(cfg.supervised or out / "ppo_init.pt", "policy", device, tokenizer=tokenizer)
     start = time.time()
     path = Path(cfg.data) / "comparisons.jsonl"

@@ -136,6 +136,6 @@ def tables(steps, counts, prompts, lengths):
         f"  {'':12}{'n':>7}{'mean':>7}{'25 %':>6}{'50 %':>6}{'75 %':>6}{'max':>6}",
     ]
     for name, n in lengths.items():
-        low, middle, high = quantiles(n, n=4)
+        low, middle, high = quantiles(n if len(n) > 1 else 2 * n, n=4)
         lines.append(f"  {name:12}{len(n):7,}{mean(n):7.1f}{low:6.0f}{middle:6.0f}{high:6.0f}{max(n):6}")
     return "\n".join(lines)

@@ -68,7 +68,7 @@ def split_dialogue(chosen, rejected):
 
 
 def read_pairs(paths, limit):
-    """-> prompts, demonstrations, comparisons, as lists of records."""
+    """-> demonstrations, comparisons, prompts, as lists of records."""
     prompts, demonstrations, comparisons, dropped, read = [], [], [], Counter(), 0
     for path in paths:
         for number, (where, record) in enumerate(read_records(path)):
@@ -90,7 +90,7 @@ def read_pairs(paths, limit):
     for reason, count in sorted(dropped.items()):
         print(f"  {count:6,} dropped: {reason}")
     require(comparisons, f"{', '.join(map(str, paths))}: no pair to use; is this the release's file?")
-    return prompts, demonstrations, comparisons
+    return demonstrations, comparisons, prompts
 
 
 def fetch(subsets):
@@ -108,13 +108,7 @@ def fetch(subsets):
 def main(cfg):
     require(cfg.limit >= 0, f"--limit {cfg.limit}: 0 for all, or a positive number")
     check_options(cfg, needs_corpus=False)
-    build(cfg, *order(read_pairs(named(cfg.files) or fetch(named(cfg.subset)), cfg.limit)))
-
-
-def order(sets):
-    """prompts, demonstrations, comparisons -> in the order that data/files.py's build takes them."""
-    prompts, demonstrations, comparisons = sets
-    return demonstrations, comparisons, prompts
+    build(cfg, *read_pairs(named(cfg.files) or fetch(named(cfg.subset)), cfg.limit))
 
 
 if __name__ == "__main__":

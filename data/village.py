@@ -33,14 +33,21 @@ from plumbing import command_line, output_folder, require, whole_file
 
 WORDS = {
     "person": """Ada Bram Cleo Dov Edda Finn Gita Hugo Ines Joel Kaya Lars Mira Nils Olga Pim Quin Rosa Sven Tara Udo Vera
-        Wim Xena Yara Zeno Anton Berta Carl Dora Emil Frida Gus Hanna Igor Jana Knut Lena Marco Nora""".split(),
+        Wim Xena Yara Zeno Anton Berta Carl Dora Emil Frida Gus Hanna Igor Jana Knut Lena Marco Nora
+        Otto Pia Rolf Sara Theo Ulla Vito Wanda Xaver Yves Zoe Abel Bella Cora Dino Elsa Fritz Greta Heidi Ivan Judy Kurt
+        Lotte Milo Nadia Oscar Paula Ralf Selma Timo Ursel Viola Walt Yoko Zara Arno Britt Clara Dirk Erna""".split(),
     "animal": """fox owl hen goat otter badger heron hare toad crow mole pike swan ram lynx newt duck mouse wolf bear deer
         stork finch moth snail crab eel trout robin raven ferret weasel donkey pony goose turkey beetle spider lizard
-        turtle""".split(),
+        turtle
+        seal rat frog cow sheep horse cat dog hawk dove wren elk boar bat gull perch carp lark jay calf""".split(),
     "town": """Aldmoor Brackford Coldwell Dunwick Elmley Farrow Gravel Holm Iverton Juniper Kestrel Larkhill Mossby Norwell
-        Oakham Pendle Quarry Ripley Stow Thornby""".split(),
+        Oakham Pendle Quarry Ripley Stow Thornby
+        Ashby Birchfield Cranford Dalton Eastlea Fenwick Glenrow Hartley Inglewood Jarrow Kingsley Lowick Marlow Netherby
+        Overton Penrith Redhill Selby Tarrant Upton""".split(),
     "thing": """lamp kettle basket drum ladder bucket candle clock hammer needle saddle anchor bell broom chair flute fork
-        glove hat jar key kite mirror net oven paddle quilt rake rope sack""".split(),
+        glove hat jar key kite mirror net oven paddle quilt rake rope sack
+        barrel bench blanket bowl box brush cart chest coat comb cup curtain desk dish doll fan flag gate hook jug knife lid
+        mat mug nail pan pen pipe plate pot""".split(),
     "food": "apples barley berries carrots cheese clover corn figs honey mint nuts oats onions peas plums seeds".split(),
     "habitat": "forest marsh meadow cave orchard hills reeds barn".split(),
     "colour": "red grey brown white black yellow blue green".split(),
@@ -638,11 +645,11 @@ def prefixes(world):
 class Config:
     out: str = "out/run/data"  # the data folder to write
     seed: int = 0  # of the facts, the web, the users and the labelers
-    vocab_size: int = 1200  # of the tokenizer that is trained on the web       GPT-2: 50257
+    vocab_size: int = 1360  # of the tokenizer that is trained on the web       GPT-2: 50257
     web_pages: int = 50000  # documents of the pretraining corpus
     users: int = 60  # per valley; the first of each is a heavy user
     demonstrations: int = 3000  # for SFT, training split                       paper: 12725 prompts
-    task_items: int = 160  # per public task, a quarter of them for few-shot examples
+    task_items: int = 120  # per public task, a quarter of them for few-shot examples
 
 
 def main(cfg):

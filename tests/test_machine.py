@@ -283,7 +283,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("name", ["pretrain", "reward"])
-def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_path_factory, monkeypatch, name):
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_path_factory, monkeypatch, capsys, name):
     """Interrupted right after each saved state, and resumed in the same process."""
     other, saved = twin(run, tmp_path_factory), []
     module, cfg = settings(name, data, run)
@@ -304,6 +304,9 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_pat
         except Killed:
             pass
     assert saved == sorted(set(saved)) and len(saved) >= 2
+    capsys.readouterr()
+    module.main(cfg)
+    assert "nothing is left to do" in capsys.readouterr().out
     (a, weights), (b, others) = outcome(name, run), outcome(name, other)
     assert a == b and all(torch.equal(value, others[key]) for key, value in weights.items())
 

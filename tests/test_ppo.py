@@ -317,8 +317,8 @@ def do_update(models, batch, cfg, corpus=None, learn=True, seed=0):
     policy, value_model = models["policy"], models["value_model"]
     average = {k: v.clone() for k, v in policy.state_dict().items()}
     optimizers = adamw(policy, 1e-3), adamw(value_model, 1e-3)
-    order = generator(seed)
-    stats = ppo.update(policy, value_model, *optimizers, batch, corpus, cfg, 1e-3, order, generator(9), average, learn)
+    streams = {"order": generator(seed), "pages": generator(9)}
+    stats = ppo.update(policy, value_model, optimizers, average, batch, corpus, cfg, 1e-3 * learn, streams)
     return stats, average
 
 
@@ -505,9 +505,9 @@ def test_the_loop_of_main(data, run, monkeypatch):
         losses.append(policy_loss(*args)[1])
         return policy_loss(*args)
 
-    def spy_update(policy, value_model, policy_optimizer, value_optimizer, batch, *rest):
+    def spy_update(policy, value_model, optimizers, average, batch, *rest):
         batches.append(batch)
-        return update(policy, value_model, policy_optimizer, value_optimizer, batch, *rest)
+        return update(policy, value_model, optimizers, average, batch, *rest)
 
     def spy_ema(average, model, decay):
         update_ema(average, model, decay)

@@ -133,7 +133,7 @@ def test_use_cases_follow_the_papers_mix(world):
 def test_same_seed_same_village_other_seed_another(tmp_path):
     def made(seed):
         village.main(
-            village.Config(out=str(tmp_path), seed=seed, web_pages=300, users=2, demonstrations=20, task_items=8)
+            village.Config(out=str(tmp_path), seed=seed, web_pages=300, users=4, demonstrations=20, task_items=8)
         )
         return {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
