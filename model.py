@@ -287,7 +287,7 @@ class KVCache:
         shape = (cfg.n_layer, B, cfg.n_head, S, cfg.n_embd // cfg.n_head)
         self.k, self.v = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
         self.rows, self.slot = slice(0, B), 0  # where the next tokens go
-        self.hide = None  # (B, S): -inf where a row's slot is empty, else 0; None while prompts are read
+        self.hide = None  # (B, H, 1, S): -inf where a row's slot is empty, else 0; None while prompts are read
 
     def write(self, layer, k, v):
         """Keep k, v (b, H, T, C/H) of one layer."""
@@ -297,7 +297,7 @@ class KVCache:
     def attend(self, layer, q):
         """What one new token per row, just written, sees of its row. q: (b, H, 1, C/H) -> (b, H, 1, C/H)."""
         k, v = (z[layer, self.rows, :, : self.slot + 1].flatten(0, 1) for z in (self.k, self.v))  # (b·H, S, C/H)
-        hide = self.hide[self.rows, None, None, : self.slot + 1].expand(-1, q.size(1), -1, -1).flatten(0, 1)
+        hide = self.hide[self.rows, :, :, : self.slot + 1].flatten(0, 1)  # (b·H, 1, S)
         logits = torch.baddbmm(hide, q.flatten(0, 1), k.transpose(1, 2), alpha=q.size(-1) ** -0.5)  # (b·H, 1, S)
         return torch.bmm(logits.softmax(-1).to(v.dtype), v).view_as(q)
 
@@ -336,8 +336,8 @@ def read_prompts(model, prompts, max_new_tokens):
         full[:, :, :, :P] = read[:, rows]
     slots = torch.arange(P + max_new_tokens, device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    empty = (slots >= lengths[:, None]) & (slots < P)
-    cache.hide = torch.zeros(empty.shape, device=device, dtype=dtype).masked_fill(empty, -torch.inf)
+    empty = ((slots >= lengths[:, None]) & (slots < P))[:, None, None]  # (B, 1, 1, S)
+    cache.hide = cache.k.new_zeros(len(prompts), cfg.n_head, 1, len(slots)).masked_fill(empty, -torch.inf)
     cache.slot = P
     return cache, torch.cat(hidden)[rows]
 

@@ -535,7 +535,7 @@ def requirements(intent, slots, text):
         result = {"task": bool({"open", "middle", "end"} & set(does)) and whole, "ends": does[-1] == "end"}
         result["complete"] = "middle" in does and (intent == "continue" or does[0] == "open")
         if intent == "ending":
-            result["constraint"] = words[-1] == s["ending"]
+            result["constraint"] = words[-1:] == [s["ending"]]
         return result
     if intent == "letter":
         dear = (

@@ -62,6 +62,35 @@ def test_a_full_true_answer_fulfils_everything_that_was_asked(world, folder):
         assert (verdict["helpful"], verdict["truthful"], verdict["harmless"]) == (1.0, 1.0, 1.0), (prompt, text)
 
 
+def test_nothing_a_model_may_say_stops_the_judge_or_a_labeler(world, folder):
+    judge, people, rng = Judge(folder), load_labelers(folder, "training"), random.Random(7)
+    pieces = [
+        ".",
+        "...",
+        " ",
+        "\n",
+        "1.",
+        "1. ",
+        "?!",
+        "It",
+        "Ada",
+        "and",
+        "\ufffd",
+        ">",
+        "eats figs.",
+        "2. Ada",
+        "One day",
+    ]
+    for i, (prompt, intent, slots) in enumerate(asked(world, rng, 1500)):
+        right = village.write_answer(intent, village.answer(intent, slots, world.truth, rng))
+        text = (
+            pieces[i % 15] if i % 3 else "".join(rng.choices([*pieces, *right.split(" "), right], k=rng.randint(1, 6)))
+        )
+        verdict = judge(prompt + village.ASK, text)
+        assert 1 <= verdict["likert"] <= 7, (prompt, text)
+        assert set(people[i % len(people)].rank(prompt + village.ASK, [text, right])) <= {1, 2}
+
+
 def test_the_judge_sees_what_is_wrong(world, folder):
     judge = Judge(folder)
     animal = world.valleys[8]["animal"][0]
