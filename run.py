@@ -1,6 +1,6 @@
 """The whole paper in one command: pretrain → SFT → reward model → PPO and PPO-ptx → evaluation.
 
-    python run.py                          # the village: offline, about 8 minutes on 2 CPU cores → out/run/report.md
+    python run.py                          # the village: offline, about 9 minutes on 2 CPU cores → out/run/report.md
     python run.py --seed 1 --out out/seed1 # another world, other people, other weights
     python run.py --quick                  # the same steps in about a minute; the numbers mean nothing
 
@@ -67,18 +67,18 @@ def stages(cfg):
     epochs = [f"{out}/sft.epoch-{n + 1}.pt" for n in range(QUICK["sft"]["epochs"] if cfg.quick else sft.Config.epochs)]
     models = ["pretrain", "ppo_init", "reward", "choose_sft", "ppo", "ppo_ptx"]
     plan = [
-        ("data", village, {}, [f"{data}/{file}" for file in world], [], 8),
-        ("pretrain", pretrain, shape, [f"{out}/base.pt"], ["data"], 200),
+        ("data", village, {}, [f"{data}/{file}" for file in world], [], 11),
+        ("pretrain", pretrain, shape, [f"{out}/base.pt"], ["data"], 205),
         ("sft", sft, {}, [f"{out}/sft.pt", *epochs], ["pretrain"], 40),
-        ("ppo_init", sft, init, [f"{out}/ppo_init.pt"], ["pretrain"], 35),
-        ("reward", reward, {}, [f"{out}/reward.pt"], ["pretrain", "ppo_init"], 115),
+        ("ppo_init", sft, init, [f"{out}/ppo_init.pt"], ["pretrain"], 33),
+        ("reward", reward, {}, [f"{out}/reward.pt"], ["pretrain", "ppo_init"], 88),
         ("choose_sft", sft, choose, [f"{out}/sft_best.pt"], ["sft", "reward"], 2),
-        ("ppo", ppo, {}, [f"{out}/ppo.pt", f"{out}/ppo.samples.jsonl"], ["ppo_init", "reward"], 65),
+        ("ppo", ppo, {}, [f"{out}/ppo.pt", f"{out}/ppo.samples.jsonl"], ["ppo_init", "reward"], 50),
         (
             *("ppo_ptx", ppo, {"ptx_coef": cfg.ptx_coef}),
-            *([f"{out}/ppo_ptx.pt", f"{out}/ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 105),
+            *([f"{out}/ppo_ptx.pt", f"{out}/ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 90),
         ),
-        ("evaluate", evaluate, {}, [f"{out}/report.json", f"{out}/report.md"], models, 50),
+        ("evaluate", evaluate, {}, [f"{out}/report.json", f"{out}/report.md"], models, 42),
     ]
     if cfg.data:
         plan = plan[1:]
