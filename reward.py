@@ -7,8 +7,8 @@ comparisons.jsonl, ranked by real people, is used as it is.)
 
 Train: loss(θ) = -1/C(K,2) · E[ log σ( r_θ(x, y_w) - r_θ(x, y_l) ) ]                                         (Eq. 1)
 over all pairs of a prompt at once: all C(K,2) comparisons of a prompt are one batch element, which costs K forward
-passes and not C(K,2), and gives every answer one gradient per epoch. Taken apart and shuffled (--shuffle_pairs), the
-pairs overfit within an epoch, as the paper reports: every answer is then seen K-1 times.
+passes and not C(K,2), and gives every answer one gradient per epoch. Taken apart and shuffled (--shuffle_pairs), every
+answer is seen K-1 times per epoch: the paper's model then overfitted in one, and ours fits what it has seen better too.
 
 An RM without an opinion has loss ln 2 = 0.693 and accuracy 50 %; a fresh head is near that. At the end a bias is added so
 that the labelers' demonstrations score 0 on average; differences, and so all preferences, stay as they are.

@@ -156,7 +156,7 @@ def with_room(records, encoding, limit, key="prompt"):
         )
     require(
         kept,
-        f"no prompt is short enough: at most {limit} tokens fit; use a model with a longer context or fewer new tokens",
+        f"no prompt is short enough: at most {max(limit, 0)} tokens fit; use a model with a longer context or fewer new tokens",
     )
     return kept
 
