@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from types import SimpleNamespace
 
 import torch
@@ -111,6 +112,7 @@ def ppo_floor(shape, cfg, width, rates):
 # ---------------------------------------------------------------------------------------------------- memory
 
 
+@cache
 def parameters(shape):
     with torch.device("meta"):
         return sum(p.numel() for p in GPT(shape).parameters())

@@ -44,13 +44,13 @@ class Config:
 
 
 QUICK = {  # settings under which every step works in seconds
-    "data": {"web_pages": 1200, "users": 6, "demonstrations": 120, "task_items": 16},
-    "pretrain": {"steps": 20},
+    "data": {"web_pages": 1200, "users": 6, "demonstrations": 96, "task_items": 8},
+    "pretrain": {"steps": 10},
     "sft": {"epochs": 2},
-    "reward": {"prompts": 40, "valid_prompts": 10},
-    "choose_sft": {"choose_prompts": 16},
-    "ppo": {"iterations": 3, "batch_size": 32, "look_prompts": 16},
-    "ppo_ptx": {"iterations": 3, "batch_size": 32, "look_prompts": 16},
+    "reward": {"prompts": 32, "valid_prompts": 8},
+    "choose_sft": {"choose_prompts": 8},
+    "ppo": {"iterations": 3, "batch_size": 16, "look_prompts": 8},
+    "ppo_ptx": {"iterations": 3, "batch_size": 16, "look_prompts": 8},
     "evaluate": {"prompts": 16, "best_of": 2, "best_of_prompts": 8, "shots": 1},
 }
 
