@@ -11,12 +11,14 @@ Every speed stands beside what bounds it, measured here and now: reading the wei
 speed does not depend on them, except on how soon responses end, which is set to a mean of `ending` tokens.
 """
 
-import resource
+import json
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -39,6 +41,7 @@ class Config(Training):
     minibatch_size: int = 16  # episodes per policy update
     ptx_per_episode: int = 8  # pretraining examples per episode; 0 = no PPO-ptx
     ptx_window: int = 16  # tokens of a pretraining example
+    capture: bool = False  # on a GPU: record each kind of decoding step as a CUDA graph and replay it
     repeat: int = 3  # each timing is the best of so many
     versus: str = ""  # also time transformers or trl, if it is installed
     plan: int = 0  # print only the memory plan of the paper's sizes on so many GPUs
@@ -141,12 +144,7 @@ def memory_plan(policy, critic, cfg, gpus, width):
         "value model: weights, gradient, Adam": 16 * v / gpus,
         "reference and reward model": 4 * (p + v) / gpus,
         "copy of the policy for sampling": (width * p if width == 2 or gpus > 1 else 0),
-        "cache while sampling, and the prompts in it again while they are read": 2
-        * width
-        * sampled
-        * policy.n_layer
-        * policy.n_embd
-        * (T + cfg.prompt_tokens),
+        "cache while sampling": 2 * width * sampled * policy.n_layer * policy.n_embd * T,
         "activations and logits": max(passes),
     }
 
@@ -173,10 +171,19 @@ def least_gpus(policy, critic, cfg):
     return "no number of GPUs would do, because every process samples from a whole copy of the policy"
 
 
-def peak_memory(device):
+def peak_memory(work, device, before):
+    """Most bytes in tensors during work(). before: what was there already, which only a GPU knows by itself."""
     if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        work()
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as traced:
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        traced.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    return before + max(accumulate(change for _, change in changes))
 
 
 # ---------------------------------------------------------------------------------------------------- the work
@@ -282,13 +289,6 @@ def main(cfg):
         )
 
     ppo_iteration(policy, scalar, prompts, shape, cfg, device, width, rates, draw)
-    plan = sum(memory_plan(shape, shape, cfg, 1, width).values()) / 1e9
-    row(
-        "peak memory of this process",
-        f"{peak_memory(device) / 1e9:.2f} GB",
-        f"{plan:.2f} GB",
-        "floor: ppo.py's plan, without Python and torch",
-    )
 
 
 def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rates, draw):
@@ -299,7 +299,7 @@ def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rate
         "ptx_window": cfg.ptx_window,
         "ptx_coef": 0.5 * bool(cfg.ptx_per_episode),
     }
-    shared = {k: getattr(cfg, k) for k in ("dtype", "micro_batch_size", "recompute", "compile")}
+    shared = {k: getattr(cfg, k) for k in ("dtype", "micro_batch_size", "recompute", "compile", "capture")}
     cfg_ppo = ppo.Config(**settings, **shared)
     reference, value_model = GPT(shape).to(device), ScalarModel(shape).to(device)
     for model in (reference, value_model):
@@ -310,7 +310,8 @@ def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rate
     encoding = SimpleNamespace(eot_token=-1)  # nobody ends: all episodes have their full length
     corpus = SimpleNamespace(windows=lambda n, T, g: torch.randint(shape.vocab_size, (n, T), generator=g))
     parts = []
-    for _ in range(cfg.repeat + 1):
+
+    def iteration():
         start = time.perf_counter()
         batch, sampling = ppo.rollout(
             policy, reference, reward_model, value_model, prompts, encoding, cfg_ppo, generator(0, device)
@@ -327,6 +328,9 @@ def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rate
                 torch.cuda.synchronize()
             took.append(time.perf_counter() - begin)
         parts.append((sampling, rolled - start - sampling, min(took), max(took) - min(took)))
+
+    for _ in range(cfg.repeat + 1):
+        iteration()
     parts = parts[1:]
     best = min(parts, key=sum)
     floors = ppo_floor(shape, cfg, width, rates)
@@ -339,6 +343,12 @@ def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rate
     )
     for name, took, floor in zip(("rollout", "scoring", "update", "ptx"), best, floors):
         row(f"  {name}", f"{took:.3f} s", f"{floor:.3f} s")
+    owned = [*policy.parameters(), *value_model.parameters()]
+    owned += [v for o in optimizers for state in o.state.values() for v in state.values()]
+    owned += [*average.values(), *reference.parameters(), *reward_model.parameters()]
+    peak = peak_memory(iteration, device, sum(t.numel() * t.element_size() for t in owned))
+    plan = sum(memory_plan(shape, shape, cfg, 1, width).values())
+    row("  peak memory, its tensors", f"{peak / 1e9:.3f} GB", f"{plan / 1e9:.3f} GB", "floor: the plan's figure")
     if cfg.versus == "trl":
         against_trl(policy, prompts, cfg, device, sum(best[:3]))
 

@@ -15,6 +15,7 @@ import atexit
 import os
 import re
 import sys
+import zlib
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -214,17 +215,60 @@ def load_whole(module, state):
 def for_sampling(model, cfg):
     """The model as `generate` wants it: whole on this process, weights in the precision of the products.
 
-    The model itself where it is so already; otherwise a copy, to be made again after every update. (In bfloat16 the copy's
-    sums are bfloat16 too, so it samples from very nearly, not exactly, the policy whose log-probs are taken.)
+    The model itself where it is so already; otherwise a copy, to be asked for again after every update. (In bfloat16 the
+    copy's sums are bfloat16 too, so it samples from very nearly, not exactly, the policy whose log-probs are taken.)
     """
-    dtype = matmul_dtype(cfg, model.transformer.wte.weight.device)
+    device = model.transformer.wte.weight.device
+    dtype = matmul_dtype(cfg, device)
     sharded = any(isinstance(p, DTensor) for p in model.parameters())
-    if not sharded and dtype == torch.float32 and not getattr(cfg, "compile", False):
-        return model
-    with torch.device("meta"):
-        copy = type(model)(model.config)
-    copy.load_state_dict({k: full(v.detach().to(dtype)) for k, v in model.state_dict().items()}, assign=True)
-    return copy.eval().requires_grad_(False)
+    sampler = model
+    if sharded or dtype != torch.float32 or getattr(cfg, "compile", False):
+        if "sampler" not in model.__dict__:  # not a submodule: it is no part of the checkpoint
+            with torch.device("meta"):
+                model.__dict__["sampler"] = type(model)(model.config)
+            model.sampler.to_empty(device=device).to(dtype).eval().requires_grad_(False)
+        sampler = model.sampler
+        own = sampler.state_dict()
+        for name, value in model.state_dict().items():
+            own[name].copy_(full(value))
+    if getattr(cfg, "capture", False) and device.type == "cuda" and sampler.replay is None:
+        sampler.replay = Replay()
+    return sampler
+
+
+class Replay:
+    """Steps of decoding on a GPU as CUDA graphs: each kind of step is recorded once, with all its kernels, then started by
+    one call. It reads and writes at fixed addresses, so the sampler's weights and the cache stay where they are."""
+
+    def __init__(self):
+        self.graphs, self.pool, self.cache = {}, None, None
+
+    def cache_for(self, B, S, make):
+        """The cache that the graphs know, if it has B rows and S slots; otherwise a new one, and new graphs."""
+        if self.cache is None or self.cache.k.size(1) != B or self.cache.k.size(3) < S:
+            self.graphs.clear()
+            self.cache = make()
+        return self.cache
+
+    def __call__(self, key, work, *inputs):
+        """work(*inputs), tensors that change nothing but their values between calls of one key. The result is overwritten
+        by the next call."""
+        if key not in self.graphs:
+            fixed, beside = [x.clone() for x in inputs], torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                work(*fixed)  # libraries set themselves up at the first call, which must not be recorded
+            torch.cuda.current_stream().wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                result = work(*fixed)
+            self.pool = graph.pool()
+            self.graphs[key] = graph, fixed, result
+        graph, fixed, result = self.graphs[key]
+        for place, value in zip(fixed, inputs):
+            place.copy_(value)
+        graph.replay()
+        return result
 
 
 # ---------------------------------------------------------------------------------------------------- training state
@@ -302,6 +346,17 @@ def drop_states(folder, name, keep=0):
             left_over.unlink(missing_ok=True)
 
 
+def read_from(*paths):
+    """What a run starts from, for `load_state` to compare: [file, bytes, check sum of its first million], folders whole."""
+    files = [f for p in map(Path, paths) for f in (sorted(p.rglob("*")) if p.is_dir() else [p]) if f.is_file()]
+
+    def start(file):
+        with open(file, "rb") as opened:
+            return opened.read(2**20)
+
+    return [[str(file), file.stat().st_size, zlib.crc32(start(file))] for file in files]
+
+
 def finished(folder, name, cfg):
     """With --resume: is FOLDER/NAME.pt there already, made with these settings? Says so, and there is nothing to do."""
     path = Path(folder) / f"{name}.pt"
@@ -339,6 +394,8 @@ def load_state(folder, name, cfg, **parts):
     for key, value in asdict(cfg).items():
         same = key in FREE or made.get(key) == value
         require(same, f"{path}: was saved with --{key} {made.get(key)}, not {value}; use the same, or another --out")
+    changed = [file for file in parts.get("read_from", []) if file not in saved["read_from"]]
+    require(not changed, f"{path}: {changed and changed[0][0]} has changed since it was saved; run without --resume")
     if len(state["random"]) == world():  # with another number of processes: other dropout masks
         cpu, *cuda = state["random"][rank()]
         torch.set_rng_state(cpu)

@@ -12,7 +12,9 @@ References: Radford et al. 2019 (GPT-2), Brown et al. 2020 (GPT-3 sizes), Ouyang
 """
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -66,7 +68,7 @@ class Attention(nn.Module):
         )  # (B, H, T, C/H)
         if cache is not None:
             cache.write(self.layer, k, v)
-        if cache is not None and cache.hide is not None:
+        if cache is not None and cache.slot is not None:
             y = cache.attend(self.layer, q)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -150,6 +152,7 @@ class GPT(nn.Module):
     """A language model: the policy, the reference, the baselines."""
 
     kind = "policy"
+    replay = None  # how `generate` repeats a step; see Replay in machine.py
 
     def __init__(self, cfg):
         super().__init__()
@@ -286,60 +289,69 @@ class KVCache:
     def __init__(self, cfg, B, S, device, dtype):
         shape = (cfg.n_layer, B, cfg.n_head, S, cfg.n_embd // cfg.n_head)
         self.k, self.v = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
-        self.rows, self.slot = slice(0, B), 0  # where the next tokens go
-        self.hide = None  # (B, H, 1, S): -inf where a row's slot is empty, else 0; None while prompts are read
+        self.hide = torch.zeros(B, cfg.n_head, 1, S, device=device, dtype=dtype)  # -inf where a slot is empty, else 0
+        self.slots = torch.arange(S, device=device)
+        self.rows, self.copies = slice(0, B), None  # in use; while prompts are read: how many rows each one gets
+        self.slot, self.seen = (
+            None,
+            S,
+        )  # (1,) of the new tokens, None while prompts are read; how many slots they look at
 
     def write(self, layer, k, v):
-        """Keep k, v (b, H, T, C/H) of one layer."""
-        slots = slice(self.slot, self.slot + k.size(2))
-        self.k[layer, self.rows, :, slots], self.v[layer, self.rows, :, slots] = k, v
+        """Keep k, v (b, H, T, C/H) of one layer: of prompts, or of one new token per row."""
+        if self.slot is not None:
+            self.k[layer, self.rows].index_copy_(2, self.slot, k), self.v[layer, self.rows].index_copy_(2, self.slot, v)
+            return
+        for kept, new in ((self.k, k), (self.v, v)):
+            kept[layer, self.rows, :, : k.size(2)] = new.repeat_interleave(self.copies, 0)
 
     def attend(self, layer, q):
         """What one new token per row, just written, sees of its row. q: (b, H, 1, C/H) -> (b, H, 1, C/H)."""
-        k, v = (z[layer, self.rows, :, : self.slot + 1].flatten(0, 1) for z in (self.k, self.v))  # (b·H, S, C/H)
-        hide = self.hide[self.rows, :, :, : self.slot + 1].flatten(0, 1)  # (b·H, 1, S)
+        k, v = (z[layer, self.rows, :, : self.seen].flatten(0, 1) for z in (self.k, self.v))  # (b·H, S, C/H)
+        hide = self.hide[self.rows, :, :, : self.seen].flatten(0, 1)  # (b·H, 1, S)
         logits = torch.baddbmm(hide, q.flatten(0, 1), k.transpose(1, 2), alpha=q.size(-1) ** -0.5)  # (b·H, 1, S)
         return torch.bmm(logits.softmax(-1).to(v.dtype), v).view_as(q)
 
-    def keep(self, going):
-        """Cut out the rows that are not `going` (b,): rows from the end move into their places. -> the rows that are left."""
-        n = int(going.sum())
-        rows, gaps = torch.arange(n, device=going.device), (~going[:n]).nonzero().squeeze(1)
-        rows[gaps] = n + going[n:].nonzero().squeeze(1)
+    def keep(self, going, n):
+        """Use only n rows from now on, among them all that are `going` (b,): those behind move to the place of one that is
+        not. -> where each of the n was."""
+        moved = n + going[n:].nonzero().squeeze(1)
+        rows, gaps = torch.arange(n, device=going.device), (~going[:n]).nonzero().squeeze(1)[: len(moved)]
+        rows[gaps] = moved
         for z in (self.k, self.v):
-            z[:, gaps, :, : self.slot + 1] = z[:, rows[gaps], :, : self.slot + 1]
-        self.hide[gaps] = self.hide[rows[gaps]]
+            z[:, gaps, :, : self.seen] = z[:, moved, :, : self.seen]
+        self.hide[gaps] = self.hide[moved]
         self.rows = slice(0, n)
         return rows
 
 
 def read_prompts(model, prompts, max_new_tokens):
-    """-> a cache that holds the prompts, with room for new tokens, and the hidden state at each one's last token (B, C).
+    """-> a cache that holds the prompts, with room for new tokens; the hidden state at each one's last token (B, C); and
+    which prompt is in which of its rows (B,).
 
-    A prompt that comes several times is read once and its row is copied; prompts of similar length are read together.
+    A prompt that comes several times is read once and gets several rows; prompts of similar length are read together.
     """
     device, cfg = model.transformer.wte.weight.device, model.config
     dtype = torch.bfloat16 if model.transformer.bfloat16 else model.transformer.wte.weight.dtype
-    different = sorted(set(map(tuple, prompts)), key=len)
+    copies = Counter(map(tuple, prompts))
+    different = sorted(copies, key=lambda prompt: (len(prompt), prompt))
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
     P = len(different[-1])
-    once = KVCache(cfg, len(different), P, device, dtype)
-    size = max(16, -(-len(different) // 4))
-    hidden = []
+    make = partial(KVCache, cfg, len(prompts), P + max_new_tokens, device, dtype)
+    cache = make() if model.replay is None else model.replay.cache_for(len(prompts), P + max_new_tokens, make)
+    cache.slot, hidden, row, size = None, [], 0, max(16, -(-len(different) // 4))
     for start in range(0, len(different), size):
-        tokens, lengths = pad(different[start : start + size], device)  # (b, T)
-        once.rows = slice(start, start + len(tokens))
-        hidden.append(model(tokens, cache=once)[torch.arange(len(tokens), device=device), lengths - 1])
-    number = {prompt: i for i, prompt in enumerate(different)}
-    rows = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=device)
-    cache = KVCache(cfg, len(prompts), P + max_new_tokens, device, dtype)
-    for full, read in ((cache.k, once.k), (cache.v, once.v)):
-        full[:, :, :, :P] = read[:, rows]
-    slots = torch.arange(P + max_new_tokens, device=device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    empty = ((slots >= lengths[:, None]) & (slots < P))[:, None, None]  # (B, 1, 1, S)
-    cache.hide = cache.k.new_zeros(len(prompts), cfg.n_head, 1, len(slots)).masked_fill(empty, -torch.inf)
-    cache.slot = P
-    return cache, torch.cat(hidden)[rows]
+        group = different[start : start + size]
+        tokens, lengths = pad(group, device)  # (b, T)
+        cache.copies = torch.tensor([copies[prompt] for prompt in group], device=device)
+        cache.rows = slice(row, row := row + sum(copies[prompt] for prompt in group))
+        last = model(tokens, cache=cache)[torch.arange(len(tokens), device=device), lengths - 1]
+        hidden.append(last.repeat_interleave(cache.copies, 0))
+    order = torch.tensor(order, device=device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[order]
+    cache.hide.zero_().masked_fill_((cache.slots >= lengths[:, None])[:, None, None], -torch.inf)
+    cache.rows, cache.slot = slice(0, len(prompts)), cache.slots[P - 1 : P]
+    return cache, torch.cat(hidden), order
 
 
 def pick(logits, temperature, u):
@@ -366,7 +378,7 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, generator=Non
     Two prompts [5 6] and [7 8 9], eot = 0: the first pass reads both, and the hidden states at their last tokens give
     the new ones, which are written behind each: [5 6 4 .] [7 8 9 3]. From then on one token per row is fed, at positions
     2 and 3, then 3 and 4, …; a row that has drawn 0 is no longer `going`, and when a tenth of the `active` rows are not,
-    they are cut out.
+    they are cut out. (On a GPU, which would have to be waited for, one looks at every eighth step only.)
 
     `use_cache=False` recomputes the whole prefix for every token: the plain version, for the test and the stopwatch. It
     gives the same text.
@@ -385,25 +397,38 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, generator=Non
     tokens = F.pad(tokens, (0, max_new_tokens), value=eot)
     active = torch.arange(B, device=device)  # rows still being worked on
     going = torch.ones(B, dtype=torch.bool, device=device)  # which of those have not ended
-    end = prompt_lengths  # of those: where the next token goes
     if use_cache:
-        cache, hidden = read_prompts(model, prompts, max_new_tokens)
+        cache, hidden, active = read_prompts(model, prompts, max_new_tokens)
+    end = prompt_lengths[active]  # of those: where the next token goes
+    look, unit = 8 if device.type == "cuda" else 1, 64 if model.replay else 1
+
+    def advance(last, positions, slot):
+        """One more token of every row, put into `slot` -> logits (b, V) of the next one."""
+        cache.slot = slot
+        cache.hide.index_fill_(3, slot, 0.0)
+        return model.unembed(model(last[:, None], cache=cache, positions=positions[:, None])[:, 0])
+
     for step in range(max_new_tokens):
         if not use_cache:
             hidden = model(tokens[active, : int(end.max())])[torch.arange(len(active), device=device), end - 1]
-        elif step > 0:
-            last = tokens[active, end - 1]
-            hidden = model(last[:, None], cache=cache, positions=(end - 1)[:, None])[:, 0]
-            cache.slot += 1
-        new = pick(model.unembed(hidden), temperature, uniforms[step, active])  # (active rows,)
-        new = torch.where(going, new, eot)
+        if step == 0 or not use_cache:
+            logits = model.unembed(hidden)
+        else:
+            slot = P + step - 1
+            cache.seen = min(-(-(slot + 1) // unit) * unit, len(cache.slots))
+            inputs = tokens[active, end - 1], end - 1, cache.slots[slot : slot + 1]
+            logits = model.replay((len(active), cache.seen), advance, *inputs) if model.replay else advance(*inputs)
+        new = torch.where(going, pick(logits, temperature, uniforms[step, active]), eot)  # (active rows,)
         tokens[active, end] = new
         end, going = end + 1, new != eot
+        if (step + 1) % look:
+            continue
         left = int(going.sum())
         if left == 0:
             break
+        left = 1 << (left - 1).bit_length() if model.replay else left  # few different sizes: each is recorded
         if left < 0.9 * len(active):  # a few that have ended are carried along
-            rows = cache.keep(going) if use_cache else going.nonzero().squeeze(1)
+            rows = cache.keep(going, left) if use_cache else going.nonzero().squeeze(1)
             active, end, going = active[rows], end[rows], going[rows]
     model.train(was_training)
     response = response_mask(prompt_lengths, prompt_lengths + max_new_tokens, tokens.size(1)) * (tokens != eot)

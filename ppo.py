@@ -42,6 +42,7 @@ from machine import (
     portions,
     prepare,
     rank,
+    read_from,
     save_state,
     set_up,
     world,
@@ -71,6 +72,7 @@ class Config(Training):
     iterations: int = 28  # collect + update                                                paper: 500
     batch_size: int = 128  # episodes per iteration                                         paper: 512
     max_new_tokens: int = 40  # longest response                                            paper: about 1000
+    capture: bool = False  # on a GPU: record each kind of decoding step as a CUDA graph and replay it
     score_without_eot: bool = True  # unfinished responses get their RM score; --no- gives them missing_eot_score
     missing_eot_score: float = -3.0  # used only with --no-score_without_eot
     # objective
@@ -312,6 +314,7 @@ def main(cfg):
     log, looks = (MetricsLog(out / f"{name}{end}", cfg.resume) for end in (".jsonl", ".samples.jsonl"))
     everything = {"policy": policy, "policy_optimizer": optimizers[0], "average": average, "queue": queue}
     everything |= {"value_model": value_model, "value_optimizer": optimizers[1], "log": log, "looks": looks} | streams
+    everything["read_from"] = read_from(cfg.data, init, scores)
     first = load_state(out, name, cfg, **everything)
     updates = cfg.batch_size // cfg.minibatch_size * cfg.epochs
     episodes = cfg.iterations * cfg.batch_size

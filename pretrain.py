@@ -22,6 +22,7 @@ from machine import (
     load_state,
     portions,
     prepare,
+    read_from,
     save_state,
     set_up,
 )
@@ -106,6 +107,7 @@ def main(cfg):
     order = generator(cfg.seed)
     log = MetricsLog(out / "pretrain.jsonl", cfg.resume)
     everything = {"model": model, "optimizer": optimizer, "order": order, "log": log}
+    everything["read_from"] = read_from(cfg.data)
     first = load_state(out, "base", cfg, **everything)
     print(
         f"{parameters / 1e6:.2f}M parameters, {len(train.ids):,} training tokens, untrained loss {math.log(encoding.n_vocab):.2f}"

@@ -45,6 +45,7 @@ from machine import (
     load_state,
     portions,
     prepare,
+    read_from,
     save_state,
     set_up,
 )
@@ -309,6 +310,7 @@ def main(cfg):
     log = MetricsLog(out / "reward.jsonl", cfg.resume)
     epoch = {"number": 0, "todo": None}  # todo: batches still to come
     everything = {"model": model, "optimizer": optimizer, "order": order, "log": log, "epoch": epoch}
+    everything["read_from"] = read_from(path)
     step = load_state(out, "reward", cfg, **everything)
     print(f"{steps} steps")
     while epoch["number"] < cfg.epochs:

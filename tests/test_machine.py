@@ -22,7 +22,7 @@ import ppo
 import pretrain
 import reward
 import sft
-from machine import Training, for_sampling, load_state, portions, prepare, save_state
+from machine import Training, for_sampling, load_state, portions, prepare, read_from, save_state
 from model import GPT, GPTConfig, ScalarModel, generate, load_checkpoint, logprobs_of, token_logprobs
 from plumbing import BadInput, MetricsLog, adamw, generator, optimizer_step, write_torch
 
@@ -240,7 +240,10 @@ def test_a_state_comes_back_whole_and_refuses_other_settings(tmp_path):
         )
 
     cfg = pretrain.Config(save_every=1, keep=2, resume=True)
-    old = parts(3)
+    (tmp_path / "data").mkdir()
+    page = tmp_path / "data" / "page.txt"
+    page.write_text("hello")
+    old = parts(3) | {"read_from": read_from(page.parent, "gpt2")}  # a name, not a file, is none of ours
     old["log"].write(step=1)
     torch.manual_seed(8)
     torch.rand(3)
@@ -272,6 +275,9 @@ def test_a_state_comes_back_whole_and_refuses_other_settings(tmp_path):
         load_state(tmp_path, "x", replace(cfg, steps=7), **new)
     assert load_state(tmp_path, "x", replace(cfg, resume=False), **new) == 0
     assert load_state(tmp_path, "x", replace(cfg, threads=2, keep=5), **new) == 3, "these change nothing"
+    page.write_text("hallo")
+    with pytest.raises(BadInput, match="page.txt has changed"):
+        load_state(tmp_path, "x", cfg, **new | {"read_from": read_from(page.parent)})
     (tmp_path / "x.state-3.pt").write_bytes(b"half")
     with pytest.raises(BadInput, match="damaged"):
         load_state(tmp_path, "x", cfg, **new)

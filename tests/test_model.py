@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from data.bpe import encoding_from, tokenizer_dict
+from machine import Replay
 from model import (
     GPT,
     SIZES,
@@ -365,6 +366,8 @@ def test_prompts_that_cannot_be_continued(prompts, new, match):
 class Alphabet(torch.nn.Module):
     """A model that says the alphabet: after each letter the next one, after z end-of-text."""
 
+    replay = None
+
     def __init__(self):
         super().__init__()
         self.config = GPTConfig(1, 1, 1, 64, 257)
@@ -394,6 +397,30 @@ def test_many_prompts_of_one_token_and_prompts_that_come_twice():
     prompts = [[i] for i in range(20)] + [[5, 6, 7]] * 3 + [[7]] * 2 + [[i, 3] for i in range(20)]
     rows = [generate(model, prompts, 12, 299, use_cache=cache, uniforms=draw)[0] for cache in (True, False)]
     assert torch.equal(*rows)
+
+
+@torch.no_grad()
+def test_steps_of_few_shapes_on_one_cache_give_the_same_text():
+    """What is recorded on a GPU (machine.Replay), here simply called: few keys, one cache however long the prompts are."""
+    keys = []
+
+    class Called(Replay):
+        def __call__(self, key, work, *inputs):
+            keys.append(key)
+            return work(*inputs)
+
+    model, replay, caches = shaken(make(GPT, block_size=200, vocab_size=20)), Called(), set()
+    for longest in (90, 30, 60):
+        draw = torch.rand(70, 11, generator=torch.Generator().manual_seed(longest))
+        prompts = [[i] * (1 + i * longest // 11) for i in range(11)]
+        model.replay = None
+        plain = generate(model, prompts, 70, 19, use_cache=False, uniforms=draw)
+        model.replay = replay
+        recorded = generate(model, prompts, 70, 19, uniforms=draw)
+        assert all(torch.equal(a, b) for a, b in zip(plain, recorded))
+        caches.add(id(replay.cache))
+    assert len(caches) == 1 and len(keys) > 5 * len(set(keys))
+    assert {11, 8, 4} <= {rows for rows, _ in keys} <= {11, 8, 4, 2, 1} and {seen for _, seen in keys} <= {64, 128, 152}
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
