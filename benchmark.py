@@ -51,16 +51,22 @@ class Config(Training):
 
 def seconds(work, device, repeat):
     """Best of `repeat` runs of work(), after one to warm up."""
-    best = float("inf")
+    return in_turn((work,), device, repeat)[0]
+
+
+def in_turn(works, device, repeat):
+    """The same for several pieces of work, one after the other `repeat` times: a machine may be slower for a while."""
+    best = [float("inf")] * len(works)
     for i in range(repeat + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if i:
-            best = min(best, time.perf_counter() - start)
+        for j, work in enumerate(works):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if i:
+                best[j] = min(best[j], time.perf_counter() - start)
     return best
 
 
@@ -255,7 +261,7 @@ def main(cfg):
     n = int(sample(eot)()[2].sum())
     row(f"  responses that end, {n / B:.1f} tokens on average", f"{n / ended:,.0f} tok/s")
     if cfg.versus == "transformers":
-        against_transformers(policy, prompts, N, eot, cfg, device, (fixed, n / ended))
+        against_transformers(policy, prompts, N, eot, cfg, device, (sample(-1), sample(eot), n))
 
     windows = torch.randint(shape.vocab_size, (cfg.minibatch_size, min(shape.block_size, P + N) + 1), device=device)
     optimizer = adamw(policy, 1e-6)
@@ -309,7 +315,6 @@ def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rate
     average = {k: v.clone() for k, v in policy.state_dict().items()}
     encoding = SimpleNamespace(eot_token=-1)  # nobody ends: all episodes have their full length
     corpus = SimpleNamespace(windows=lambda n, T, g: torch.randint(shape.vocab_size, (n, T), generator=g))
-    parts = []
 
     def iteration():
         start = time.perf_counter()
@@ -327,12 +332,9 @@ def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rate
             if device.type == "cuda":
                 torch.cuda.synchronize()
             took.append(time.perf_counter() - begin)
-        parts.append((sampling, rolled - start - sampling, min(took), max(took) - min(took)))
+        return sampling, rolled - start - sampling, min(took), max(took) - min(took)
 
-    for _ in range(cfg.repeat + 1):
-        iteration()
-    parts = parts[1:]
-    best = min(parts, key=sum)
+    best = min([iteration() for _ in range(cfg.repeat + 1)][1:], key=sum)
     floors = ppo_floor(shape, cfg, width, rates)
     total, least = sum(best), sum(floors)
     row(
@@ -350,7 +352,7 @@ def ppo_iteration(policy, reward_model, prompts, shape, cfg, device, width, rate
     plan = sum(memory_plan(shape, shape, cfg, 1, width).values())
     row("  peak memory, its tensors", f"{peak / 1e9:.3f} GB", f"{plan / 1e9:.3f} GB", "floor: the plan's figure")
     if cfg.versus == "trl":
-        against_trl(policy, prompts, cfg, device, sum(best[:3]))
+        against_trl(policy, prompts, cfg, device, iteration)
 
 
 def device_name(device):
@@ -419,21 +421,19 @@ def against_trl(policy, prompts, cfg, device, ours):
             Dataset.from_dict({"input_ids": prompts}),
             transformers.GPT2ForSequenceClassification(scalar),
         )
-        ends = [time.perf_counter()]
+        theirs, mine, began = [], [], [0.0]
 
-        class Clock(transformers.TrainerCallback):
+        class InTurn(transformers.TrainerCallback):
             def on_step_end(self, *args, **kwargs):
-                ends.append(time.perf_counter())
+                theirs.append(time.perf_counter() - began[0])
+                mine.append(sum(ours()[:3]))  # without ptx, which they do not have
+                began[0] = time.perf_counter()
 
-        trainer.add_callback(Clock())
+        trainer.add_callback(InTurn())
         trainer.train()
-    took = min(later - sooner for sooner, later in zip(ends[1:], ends[2:]))
-    row(
-        f"  TRL's PPOTrainer, {cfg.batch_size} episodes",
-        f"{took:.3f} s",
-        "",
-        f"ours without ptx is {took / ours:.1f} times as fast",
-    )
+    we, they = min(mine), min(theirs[1:])
+    note = f"ours in turn {we:.3f} s without ptx, {they / we:.1f} times as fast"
+    row(f"  TRL's PPOTrainer, {cfg.batch_size} episodes", f"{they:.3f} s", "", note)
 
 
 def against_transformers(policy, prompts, N, eot, cfg, device, ours):
@@ -461,23 +461,18 @@ def against_transformers(policy, prompts, N, eot, cfg, device, ours):
     def run(**kwargs):
         return theirs.generate(ids, **more, **kwargs)
 
-    took = seconds(lambda: run(min_new_tokens=N), device, cfg.repeat)
-    row(
-        "  transformers, fixed length",
-        f"{len(prompts) * N / took:,.0f} tok/s",
-        "",
-        f"ours is {took / ours[0]:.1f} times as fast",
-    )
+    fixed, ending, our_tokens = ours
+    we, they = in_turn((fixed, lambda: run(min_new_tokens=N)), device, cfg.repeat)
+    tokens = len(prompts) * N
+    note = f"ours in turn {tokens / we:,.0f}, {they / we:.1f} times as fast"
+    row("  transformers, fixed length", f"{tokens / they:,.0f} tok/s", "", note)
     torch.manual_seed(cfg.seed)
     new = run()[:, ids.size(1) :]
     n = int(((new == eot).cumsum(1) - (new == eot).long() == 0).sum())
-    took = seconds(run, device, cfg.repeat)
-    row(
-        f"  transformers, responses that end ({n / len(prompts):.1f})",
-        f"{n / took:,.0f} tok/s",
-        "",
-        f"ours is {ours[1] / (n / took):.1f} times as fast",
-    )
+    we, they = in_turn((ending, run), device, cfg.repeat)
+    speeds = our_tokens / we, n / they
+    note = f"ours in turn {speeds[0]:,.0f}, {speeds[0] / speeds[1]:.1f} times as fast"
+    row(f"  transformers, responses that end ({n / len(prompts):.1f})", f"{speeds[1]:,.0f} tok/s", "", note)
 
 
 if __name__ == "__main__":
