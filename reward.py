@@ -81,6 +81,8 @@ class Config(Training):
     weight_decay: float = 0.0  # the paper is silent
     max_grad_norm: float = 1.0  # the paper is silent
     shuffle_pairs: bool = False  # train on shuffled single pairs instead, to see them overfit
+    margin: str = "none"  # by how much better an answer is (Llama 2, Table 27): none, small, large
+    name: str = "reward"  # writes OUT/NAME.pt and OUT/NAME.jsonl
     eval_every: int = 100  # steps between validation accuracies
     seed: int = 0  # of answers, labelers' turns and data order
 
@@ -88,19 +90,43 @@ class Config(Training):
 # ---------------------------------------------------------------------------------------------------- the mathematics
 
 
-def pairwise_loss(scores, ranks, prompt):
-    """Eq. 1 for several prompts at once: mean over prompts of the mean over their pairs of -log σ(r_w - r_l).
+def pairs_of(ranks, prompt):
+    """All pairs of answers to one prompt that do not tie: winner (pairs,), loser (pairs,), and what a pair weighs in a mean
+    over prompts of means over their pairs (pairs,).
 
-    scores: (N,) of the answers of all prompts; ranks: (N,) 1 = best; prompt: (N,) which prompt an answer belongs to.
-    Ties are dropped, so the mean is over the pairs that are left (where the paper writes 1/C(K,2)); a prompt whose
-    answers all tie adds nothing. Every prompt weighs the same whatever its K.
+    ranks: (N,) of the answers of all prompts, 1 = best; prompt: (N,) which prompt an answer belongs to. Ties are dropped, so
+    the mean is over the pairs that are left (where the paper writes 1/C(K,2)); a prompt whose answers all tie adds
+    nothing. Every prompt weighs the same whatever its K.
     """
     better = (prompt[:, None] == prompt[None, :]) & (ranks[:, None] < ranks[None, :])  # (N, N): row preferred to column
     winner, loser = better.nonzero(as_tuple=True)
     pairs = torch.bincount(prompt[winner], minlength=int(prompt.max()) + 1)  # per prompt
-    weight = 1 / pairs[prompt[winner]]
-    loss = F.softplus(scores[loser] - scores[winner])  # = -log σ(r_w - r_l), without overflow
-    return (weight * loss).sum() / (pairs > 0).sum().clamp(min=1)
+    return winner, loser, 1 / pairs[prompt[winner]] / (pairs > 0).sum().clamp(min=1)
+
+
+def pairwise_loss(scores, ranks, prompt, margins=None):
+    """Eq. 1 for several prompts at once: mean over prompts of the mean over their pairs of -log σ(r_w - r_l - m).
+
+    scores, ranks, prompt: (N,), see `pairs_of`. margins: (N, N), m of the winner in the row and the loser in the column, as
+    Llama 2 has it; without, m = 0 and the loss is InstructGPT's.
+    """
+    winner, loser, weight = pairs_of(ranks, prompt)
+    m = 0 if margins is None else margins[winner, loser]
+    return (weight * F.softplus(scores[loser] - scores[winner] + m)).sum()  # softplus(-x) = -log σ(x), without overflow
+
+
+LEVELS = ("negligibly better", "slightly better", "better", "significantly better")  # by 0, 1, 2, 3 or more points of 7
+MARGINS = {"none": (0.0, 0.0, 0.0, 0.0), "small": (0.0, 1 / 3, 2 / 3, 1.0), "large": (0.0, 1.0, 2.0, 3.0)}
+
+
+def level(first, second):
+    """How much better one of two answers is, from their ratings 1…7 -> index into LEVELS."""
+    return min(3, abs(first - second))
+
+
+def margins_of(ratings, kind):
+    """m of every pair: ratings (N,) -> (N, N)."""
+    return torch.tensor(MARGINS[kind], device=ratings.device)[(ratings[:, None] - ratings).abs().clamp(max=3)]
 
 
 def pair_outcomes(scores, ranks):
@@ -197,7 +223,8 @@ def collect(cfg, out, tokenizer, encoding, device):
             if split == "valid":
                 who = rng.sample(groups["training"], 2) + rng.sample(groups["held_out"], 2)
             for labeler in who:
-                record = {"prompt": prompt, "completions": completions, "ranks": labeler.rank(prompt, completions)}
+                ranks, ratings = labeler.rank(prompt, completions), labeler.rate(prompt, completions)
+                record = {"prompt": prompt, "completions": completions, "ranks": ranks, "ratings": ratings}
                 record |= {"labeler": labeler.name, "group": labeler.group, "split": split}
                 records.append(record | {"ended": [answers[c] for c in completions]})
     write_jsonl(out / "comparisons.jsonl", records)
@@ -212,27 +239,40 @@ def collect(cfg, out, tokenizer, encoding, device):
 
 
 def encode_ranking(record, encoding, block_size):
-    """One ranking -> list of (ids of prompt + answer, rank), end-of-text at the end unless the answer was cut off.
+    """One ranking -> list of (ids of prompt + answer, rank), with the rating as a third if there are ratings; end-of-text at
+    the end unless the answer was cut off.
 
     Answers that are too long, or the same as another after encoding, are left out.
     """
     rows, seen = [], set()
-    for text, rank, ended in zip(
-        record["completions"], record["ranks"], record.get("ended") or [True] * len(record["ranks"])
-    ):
+    grades = zip(record["ranks"], record["ratings"]) if "ratings" in record else zip(record["ranks"])
+    for text, grade, ended in zip(record["completions"], grades, record.get("ended") or [True] * len(record["ranks"])):
         ids = sum(encode_answer(encoding, record["prompt"], text, ended), [])
         if len(ids) <= block_size and tuple(ids) not in seen:
             seen.add(tuple(ids))
-            rows.append((ids, rank))
+            rows.append((ids, *grade))
     return rows
 
 
 def outcomes_of(model, rankings):
     """r_w - r_l of every pair of every ranking: a list of lists. What several labelers ranked is scored once."""
     model.eval()
-    rows = list(dict.fromkeys(tuple(ids) for ranking in rankings for ids, _ in ranking))
+    rows = list(dict.fromkeys(tuple(ids) for ranking in rankings for ids, *_ in ranking))
     score = dict(zip(rows, score_rows(model, rows)))
-    return [pair_outcomes(*zip(*((score[tuple(ids)], rank) for ids, rank in ranking))) for ranking in rankings]
+    return [pair_outcomes(*zip(*((score[tuple(ids)], rank) for ids, rank, *_ in ranking))) for ranking in rankings]
+
+
+def by_level(outcomes, rankings):
+    """Outcomes of rankings with ratings, apart by how much better the winner is: {level: one list per ranking}."""
+    found = defaultdict(list)
+    for pairs, ranking in zip(outcomes, rankings):
+        K, here = range(len(ranking)), defaultdict(list)
+        graded = [(ranking[i], ranking[j]) for i in K for j in K if ranking[i][1] < ranking[j][1]]  # as pair_outcomes
+        for outcome, ((_, _, winner), (_, _, loser)) in zip(pairs, graded, strict=True):
+            here[LEVELS[level(winner, loser)]].append(outcome)
+        for name, some in here.items():
+            found[name].append(some)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -243,12 +283,15 @@ def pairs_apart(rankings):
     return [[a, b] for ranking in rankings for i, a in enumerate(ranking) for b in ranking[:i] if a[1] != b[1]]
 
 
-def batch_loss(model, rankings, device):
+def batch_loss(model, rankings, device, margin="none"):
     """All answers of all prompts of a batch in ONE forward pass: Σ K rows. -> scalar."""
-    tokens, lengths = pad([ids for ranking in rankings for ids, _ in ranking], device)  # (ΣK, T)
-    ranks = torch.tensor([rank for ranking in rankings for _, rank in ranking], device=device)
+    tokens, lengths = pad([ids for ranking in rankings for ids, *_ in ranking], device)  # (ΣK, T)
+    ranks = torch.tensor([rank for ranking in rankings for _, rank, *_ in ranking], device=device)
+    margins = None
+    if margin != "none":
+        margins = margins_of(torch.tensor([a[2] for ranking in rankings for a in ranking], device=device), margin)
     prompt = torch.tensor([i for i, ranking in enumerate(rankings) for _ in ranking], device=device)
-    return pairwise_loss(model.score(tokens, lengths), ranks, prompt)
+    return pairwise_loss(model.score(tokens, lengths), ranks, prompt, margins)
 
 
 def main(cfg):
@@ -261,17 +304,19 @@ def main(cfg):
         min(cfg.epochs, cfg.batch_size, cfg.prompts, cfg.eval_every) >= 1,
         "--epochs, --batch_size, --prompts, --eval_every must be positive",
     )
+    require(cfg.margin in MARGINS, f"--margin {cfg.margin}: choose from {', '.join(MARGINS)}")
     require(min(cfg.max_new_tokens, cfg.valid_prompts) >= 1, "--max_new_tokens and --valid_prompts must be positive")
     tokenizer, encoding = load_folder_tokenizer(cfg.data)
     out = output_folder(cfg.out)
-    if finished(out, "reward", cfg):
+    if finished(out, cfg.name, cfg):
         return
     supervised, _, _ = load_checkpoint(cfg.supervised or out / "ppo_init.pt", "policy", device, tokenizer=tokenizer)
     start = time.time()
     path = Path(cfg.data) / "comparisons.jsonl"
     if not path.exists():
         path = out / "comparisons.jsonl"
-        if not (cfg.resume and path.exists() and has_state(out, "reward")):
+        ready = cfg.margin != "none" and path.exists()  # to compare margins on the same rankings
+        if not (ready or cfg.resume and path.exists() and has_state(out, cfg.name)):
             first_process_only(lambda: collect(cfg, out, tokenizer, encoding, device))
     records = read_comparisons(path)
     collecting = time.time() - start
@@ -280,7 +325,7 @@ def main(cfg):
     train, validation, asked = [], defaultdict(list), defaultdict(list)  # rankings; prompts of the validation rankings
     for record in records:
         ranking = encode_ranking(record, encoding, block_size)
-        if len({rank for _, rank in ranking}) > 1:  # otherwise all tie, or too few fit: nothing to learn
+        if len({rank for _, rank, *_ in ranking}) > 1:  # otherwise all tie, or too few fit: nothing to learn
             if record["split"] == "train":
                 train.append(ranking)
             else:
@@ -289,6 +334,8 @@ def main(cfg):
                 asked[group].append(record["prompt"])
     require(train, "no ranking of the training split has two answers that differ, fit and do not tie")
     require(validation, "no ranking of the validation split is left to measure accuracy on")
+    rated = all("ratings" in record for record in records)
+    require(cfg.margin == "none" or rated, f'{path}: --margin {cfg.margin} needs "ratings" (1-7) in every ranking')
     print(f"{len(records)} rankings, {len(train)} of them to train on")
 
     model = prepare(ScalarModel.from_gpt(supervised), cfg)  # the supervised model without its unembedding
@@ -299,19 +346,19 @@ def main(cfg):
     if cfg.shuffle_pairs:  # as many comparisons per step
         rankings = pairs_apart(train)
         size = max(1, round(size * len(rankings) / len(train)))
-    lengths = [max(len(ids) for ids, _ in ranking) for ranking in rankings]
+    lengths = [max(len(ids) for ids, *_ in ranking) for ranking in rankings]
     with torch.no_grad():
         loss, right = (
-            batch_loss(model, train[: cfg.batch_size], device).item(),
+            batch_loss(model, train[: cfg.batch_size], device, cfg.margin).item(),
             accuracy(outcomes_of(model, train[:100]))[0],
         )
     print(f"before training: loss {loss:.3f} (ln 2 = 0.693 without an opinion), accuracy {100 * right:.1f} %")
     steps = cfg.epochs * -(-len(rankings) // size)
-    log = MetricsLog(out / "reward.jsonl", cfg.resume)
+    log = MetricsLog(out / f"{cfg.name}.jsonl", cfg.resume)
     epoch = {"number": 0, "todo": None}  # todo: batches still to come
     everything = {"model": model, "optimizer": optimizer, "order": order, "log": log, "epoch": epoch}
     everything["read_from"] = read_from(path)
-    step = load_state(out, "reward", cfg, **everything)
+    step = load_state(out, cfg.name, cfg, **everything)
     print(f"{steps} steps")
     while epoch["number"] < cfg.epochs:
         if epoch["todo"] is None:
@@ -320,7 +367,7 @@ def main(cfg):
             model.train()
             batch, loss = [rankings[i] for i in epoch["todo"].pop()], 0.0
             for part, weight in portions(batch, cfg):
-                share = batch_loss(model, part, device) * len(part) / len(batch)
+                share = batch_loss(model, part, device, cfg.margin) * len(part) / len(batch)
                 (weight * share).backward()
                 loss += share.detach() * (weight > 0)
             lr = cosine_to_tenth(step, steps, cfg.learning_rate)
@@ -340,7 +387,7 @@ def main(cfg):
                     flush=True,
                 )
             if cfg.save_every and step % cfg.save_every == 0:
-                save_state(out, "reward", step, cfg, **everything)
+                save_state(out, cfg.name, step, cfg, **everything)
         epoch |= {"number": epoch["number"] + 1, "todo": None}
 
     check_finite(
@@ -352,9 +399,9 @@ def main(cfg):
     results = report(model, train, validation, asked, records)
     normalise(model, cfg, encoding, device)
     log.write(step=step, final=results, seconds_collecting=collecting, seconds=time.time() - start)
-    save_checkpoint(out / "reward.pt", model, tokenizer, cfg, step, results=results)
-    drop_states(out, "reward")
-    print(f"wrote {out}/reward.pt; next: python ppo.py --data {cfg.data} --out {cfg.out}")
+    save_checkpoint(out / f"{cfg.name}.pt", model, tokenizer, cfg, step, results=results)
+    drop_states(out, cfg.name)
+    print(f"wrote {out}/{cfg.name}.pt; next: python ppo.py --data {cfg.data} --out {cfg.out}")
 
 
 def per_prompt(prompts, outcomes):
@@ -376,7 +423,7 @@ def report(model, train, validation, asked, records):
             )
     for group, rankings in validation.items():
         outcomes = outcomes_of(model, rankings)
-        length = [pair_outcomes([len(ids) for ids, _ in r], [rank for _, rank in r]) for r in rankings]
+        length = [pair_outcomes([len(ids) for ids, *_ in r], [rank for _, rank, *_ in r]) for r in rankings]
         agreed = [agreement(*ranks[:2]) for ranks in ranked[group].values() if len(ranks) >= 2]
         agreed = [same / both for same, both in agreed if both]  # mean over prompts, like the accuracy
         pairs = sum(len(r) * (len(r) - 1) // 2 for r in rankings)
@@ -388,6 +435,9 @@ def report(model, train, validation, asked, records):
             "pairs": pairs,
             "calibration": calibration(outcomes),
         }
+        if all(len(answer) == 3 for ranking in rankings for answer in ranking):
+            levels = by_level(outcomes, rankings)
+            results[group]["levels"] = {name: accuracy(levels[name]) for name in LEVELS[::-1] if name in levels}
     print("accuracy on pairs that are not ties, mean over prompts (chance: 50 %)")
     for group, r in results.items():
         (mean, error), more = r["accuracy"], ""
@@ -398,6 +448,11 @@ def report(model, train, validation, asked, records):
     for group in validation:
         cells = "  ".join(f"{100 * p:.0f}→{100 * o:.0f}" for p, o, n in results[group]["calibration"])
         print(f"  calibration, {group} (predicted → observed %): {cells}")
+        levels = results[group].get("levels", {})
+        if levels:
+            print(
+                f"  {group}: " + "  ".join(f"{name} {100 * a:.1f} ± {100 * e:.1f} %" for name, (a, e) in levels.items())
+            )
     return results
 
 

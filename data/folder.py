@@ -139,6 +139,9 @@ def read_comparisons(path):
                 isinstance(rank, (int, float)) and not isinstance(rank, bool) and math.isfinite(rank),
                 f"{where}: rank {rank!r} is not a number (1 = best)",
             )
+        ratings = record.get("ratings", [4] * len(ranks))
+        graded = isinstance(ratings, list) and len(ratings) == len(ranks) and all(type(n) is int for n in ratings)
+        require(graded, f'{where}: "ratings" must list {len(ranks)} whole numbers from 1 to 7, or be left out')
         ended = record.get("ended", [True] * len(ranks))
         fits = isinstance(ended, list) and len(ended) == len(ranks) and all(isinstance(e, bool) for e in ended)
         require(fits, f'{where}: "ended" must list {len(ranks)} times true or false, or be left out')

@@ -80,16 +80,22 @@ class Labeler:
             return False
         return (self.believes(x.relation, x.subject) == x.value) == (x.does == "not")
 
-    def rank(self, prompt, completions):
-        """Ranks of the completions, 1 = best, equal numbers = tie, as on the paper's page (b) of Figure 12.
-
-        The mood of the moment depends on the labeler, the text and the place on the page; the first place looks a
-        little better, so whoever compares two models should show both orders.
-        """
+    def feel(self, prompt, completions):
+        """Impression and mood of the moment, which depends on the labeler, the text and the place on the page; the first
+        place looks a little better, so whoever compares two models should show both orders. -> [number]"""
         utility = []
         for place, completion in enumerate(completions):
             mood = random.Random(f"{self.name}|{prompt}|{completion}|{place}").gauss(0, self.taste["noise"])
             utility.append(self.impression(prompt, completion) + mood + 0.1 * (place == 0))
+        return utility
+
+    def rate(self, prompt, completions):
+        """Overall quality of each on a scale from 1 to 7, as on the paper's page (a) of Figure 12."""
+        return [max(1, min(7, round(4 + u))) for u in self.feel(prompt, completions)]
+
+    def rank(self, prompt, completions):
+        """Ranks of the completions, 1 = best, equal numbers = tie, as on the paper's page (b) of Figure 12."""
+        utility = self.feel(prompt, completions)
         order = sorted(range(len(completions)), key=lambda i: -utility[i])
         ranks, rank, top = [0] * len(completions), 0, None
         for i in order:
