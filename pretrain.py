@@ -26,7 +26,7 @@ from machine import (
     save_state,
     set_up,
 )
-from model import GPT, SIZES, generate, logprobs_of, save_checkpoint
+from model import GPT, SIZES, generate, load_checkpoint, logprobs_of, save_checkpoint
 from plumbing import (
     MetricsLog,
     adamw,
@@ -42,7 +42,9 @@ from plumbing import (
 @dataclass
 class Config(Training):
     data: str = "out/run/data"  # data folder (data/folder.py)
-    out: str = "out/run"  # run folder: base.pt and pretrain.jsonl
+    out: str = "out/run"  # run folder
+    name: str = "base"  # writes OUT/NAME.pt; the log is OUT/pretrain.jsonl for base, OUT/NAME.jsonl for others
+    init: str = ""  # go on from this policy, on other pages, instead of from random weights
     size: str = "village"  # shape of the model: village, gpt2, gpt2-medium, …, gpt3-175b
     n_layer: int = 0  # replaces the size's, if not 0
     n_head: int = 0  # replaces the size's, if not 0
@@ -92,23 +94,28 @@ def main(cfg):
     train, valid = Corpus(cfg.data, "train"), Corpus(cfg.data, "valid")
     shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "block_size") if getattr(cfg, k)}
     model_config = replace(SIZES[cfg.size], **shape, vocab_size=encoding.n_vocab, dropout=cfg.dropout)
+    require(not (cfg.init and shape), "--init brings its own shape: leave out --n_layer, --n_head, --n_embd, --block_size")
+    if cfg.init:
+        model = load_checkpoint(cfg.init, "policy", device, cfg.dropout, tokenizer)[0]
+        model_config = model.config
     window = cfg.window or model_config.block_size
     require(
         window <= model_config.block_size,
         f"--window {window} is longer than the context of {model_config.block_size}",
     )
     out = output_folder(cfg.out)
-    if finished(out, "base", cfg):
+    if finished(out, cfg.name, cfg):
         return
-    model = GPT(model_config).to(device)
+    if not cfg.init:
+        model = GPT(model_config).to(device)
     parameters = sum(p.numel() for p in model.parameters())
     prepare(model, cfg)
     optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
     order = generator(cfg.seed)
-    log = MetricsLog(out / "pretrain.jsonl", cfg.resume)
+    log = MetricsLog(out / ("pretrain.jsonl" if cfg.name == "base" else f"{cfg.name}.jsonl"), cfg.resume)
     everything = {"model": model, "optimizer": optimizer, "order": order, "log": log}
     everything["read_from"] = read_from(cfg.data)
-    first = load_state(out, "base", cfg, **everything)
+    first = load_state(out, cfg.name, cfg, **everything)
     print(
         f"{parameters / 1e6:.2f}M parameters, {len(train.ids):,} training tokens, untrained loss {math.log(encoding.n_vocab):.2f}"
     )
@@ -137,7 +144,7 @@ def main(cfg):
                 flush=True,
             )
         if cfg.save_every and (step + 1) % cfg.save_every == 0:
-            save_state(out, "base", step + 1, cfg, **everything)
+            save_state(out, cfg.name, step + 1, cfg, **everything)
     beginning = train.ids[:6].tolist()
     tokens, lengths, _ = generate(
         for_sampling(model, cfg),
@@ -147,9 +154,9 @@ def main(cfg):
         generator=generator(cfg.seed, device),
     )
     print("a page it makes up:\n  " + encoding.decode(tokens[0, : lengths[0]].tolist()).replace("\n", "\n  "))
-    save_checkpoint(out / "base.pt", model, tokenizer, cfg, cfg.steps)
-    drop_states(out, "base")
-    print(f"wrote {out}/base.pt; next: python sft.py --data {cfg.data} --out {cfg.out}")
+    save_checkpoint(out / f"{cfg.name}.pt", model, tokenizer, cfg, cfg.steps)
+    drop_states(out, cfg.name)
+    print(f"wrote {out}/{cfg.name}.pt; next: python sft.py --data {cfg.data} --out {cfg.out}")
 
 
 if __name__ == "__main__":

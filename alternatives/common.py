@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-from data.folder import load_folder_tokenizer, read_prompts, with_room
+from data.folder import load_folder_tokenizer, read_comparisons, read_prompts, with_room
 from machine import Device, prepare, set_up, world
 from model import encode_answer, load_checkpoint, respond, save_checkpoint
 from plumbing import (
@@ -87,6 +87,12 @@ class Run:
             f"{cost['seconds']:.0f} s; next: python alternatives/compare.py"
         )
         return cost
+
+
+def rankings_of_people(run):
+    """All rankings behind reward.pt: the data folder's comparisons.jsonl, or else what reward.py collected. -> records"""
+    path = Path(run.cfg.data) / "comparisons.jsonl"
+    return read_comparisons(path if path.exists() else run.out / "comparisons.jsonl")
 
 
 def minibatches(lengths, epochs, batch_size, order):

@@ -1,0 +1,222 @@
+"""Constitutional AI: harmlessness from a few written principles instead of labels (Bai et al. 2022).
+
+    python alternatives/constitutional.py            # -> helpful.pt, cai_sl.pt, cai_reward.pt, cai.pt
+
+Reads as a variation on sft.py, reward.py and ppo.py. The principles are constitution.txt beside this file: edit it.
+
+  0. helpful    a model that does whatever it is asked: fine-tuned on demonstrations in which unkind requests are granted
+  1. critique   on red-team prompts, let it answer; then, `revisions` times: draw a principle, write a critique of the
+                answer, write a revision, and go on with that
+  2. SL-CAI     fine-tune the PRETRAINED model on all revisions and on the helpful model's answers to usual prompts
+  3. label      two answers of SL-CAI to each red-team prompt; a feedback model reads a random principle and both answers,
+                and its log-probs of 1 and 2 give the soft label p (both orders averaged); where it writes down its
+                thoughts first, p is clamped to [0.4, 0.6], for it is too sure of itself then
+  4. PM         one reward model on both: people's rankings for helpfulness, the soft labels for harmlessness
+                L = Eq. 1 (people)  -  p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a)
+  5. RL-CAI     PPO against it, from SL-CAI, on usual and red-team prompts (ppo.py)
+
+Deviations: critiques, revisions and labels are written by a pretrained model that has read such pages (data/feedback.py),
+where the paper prompts the helpful model itself with examples: one of a million parameters does not learn from examples in
+its prompt. Red-team prompts are the village's, all from its training valleys; none is written by a model.
+"""
+
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import ppo
+from alternatives.common import Inputs, Run, fine_tune, minibatches
+from alternatives.rlaif import preferences, soft_label_loss
+from data import village
+from data.feedback import critique_of, revision_of, unkind
+from data.folder import read_comparisons, read_demonstrations, write_jsonl
+from data.labelers import load_labelers
+from model import ScalarModel, encode_answer, pad, save_checkpoint
+from plumbing import adamw, check_finite, command_line, cosine_to_tenth, optimizer_step, output_folder, require
+from reward import accuracy, batch_loss, encode_ranking, outcomes_of
+
+
+@dataclass
+class Config(Inputs):
+    constitution: str = str(Path(__file__).with_name("constitution.txt"))  # the principles
+    critic: str = "reader"  # policy of the run folder that writes critiques and revisions, and compares
+    red_team: int = 400  # prompts to break the model with                                      paper: 182831
+    revisions: int = 2  # of every answer                                                       paper: 4
+    helpful_prompts: int = 1200  # usual prompts that the helpful model answers                 paper: 135296
+    sl_epochs: int = 1  # of supervised fine-tuning                                             paper: 1
+    sl_learning_rate: float = 1e-3  # peak, cosine to a tenth        paper: half of pretraining's, constant
+    thoughts: bool = True  # the feedback model writes down what it thinks before it decides
+    clamp: float = 0.4  # with thoughts, p stays within [clamp, 1 - clamp]                      paper: 0.4
+    batch_size: int = 16  # people's rankings, and as many AI-labelled pairs, per step of the PM
+    pm_learning_rate: float = 8e-4  # peak, cosine to a tenth
+    ppo_iterations: int = 16  # of RL-CAI; 0 = stop after the PM
+    name: str = "cai"  # writes OUT/NAME_sl.pt, OUT/NAME_reward.pt, OUT/NAME.pt
+
+
+def read_constitution(path):
+    """-> [(question, request, choice)] of a file of lines `question | request | choice`."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        require(False, f"{path}: no such constitution; write one principle per line: question | request | choice")
+    principles = []
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.startswith("#"):
+            parts = tuple(part.strip() for part in line.split("|"))
+            require(len(parts) == 3 and all(parts), f"{path}:{number}: expected question | request | choice")
+            principles.append(parts)
+    require(principles, f"{path}: no principle in it; write one per line: question | request | choice")
+    return principles
+
+
+def red_team(world, count, valleys, rng, unseen=False):
+    """Prompts that ask for something unkind, about people of these valleys. With repeats once all are used. -> [prompt]"""
+    found = [
+        village.draw_intent("rude", world, world.valleys[v], rng, unseen=unseen)[0] + village.ASK
+        for v in valleys
+        for _ in range(60)
+    ]
+    found = sorted(set(found))
+    rng.shuffle(found)
+    return (found * -(-count // len(found)))[:count]
+
+
+def helpful_only(run, world, rng):
+    """Step 0: demonstrations by people who were told only to help."""
+    shown = [(r["prompt"], r["completion"], True) for r in read_demonstrations(run.cfg.data, "train")]
+    shown = [s for s in shown if village.understand(s[0])[0] != "rude"]
+    for prompt in red_team(world, len(shown) // 12, village.VALLEYS["train"], rng):
+        person = village.understand(prompt)[1]["person"]
+        shown.append((prompt, " " + unkind(person, rng), True))
+    model = run.load("base")
+    fine_tune(model, run.rows(shown), run, 2, run.cfg.sl_learning_rate)
+    return model
+
+
+def critiques_and_revisions(run, critic, principles, prompts, answers, rng):
+    """Step 1, one round, all prompts at a time. answers: [text] -> critiques [text], revisions [text]."""
+    drawn = [rng.choice(principles) for _ in prompts]
+    asked = [critique_of(x, y, question) for x, y, (question, _, _) in zip(prompts, answers, drawn)]
+    critiques = [text for text, _ in run.answers(critic, asked, stop="\n")]
+    asked = [revision_of(a + c, request) for a, c, (_, request, _) in zip(asked, critiques, drawn)]
+    return drawn, critiques, [text for text, _ in run.answers(critic, asked, stop="\n")]
+
+
+def supervised(run, helpful, critic, principles, prompts, rng):
+    """Steps 1 and 2 -> SL-CAI, and one chain answer → critique → revision → … to look at."""
+    answers = [text for text, _ in run.answers(helpful, prompts)]
+    learn, chain = [], [f"{prompts[0].strip()}{answers[0]}"]
+    for _ in range(run.cfg.revisions):
+        drawn, critiques, answers = critiques_and_revisions(run, critic, principles, prompts, answers, rng)
+        learn += [(x, y, True) for x, y in zip(prompts, answers) if y.strip()]
+        chain += [f"  {drawn[0][0]}{critiques[0]}", f"  {drawn[0][1]}{answers[0]}"]
+    print("answer → critique → revision, one of them:\n  " + "\n  ".join(chain))
+    usual = run.prompts(helpful, "train", run.cfg.helpful_prompts)
+    learn += [(x, text, ended) for x, (text, ended) in zip(usual, run.answers(helpful, usual)) if text.strip()]
+    model = run.load("base")
+    loss = fine_tune(model, run.rows(learn), run, run.cfg.sl_epochs, run.cfg.sl_learning_rate)
+    print(f"SL-CAI: the pretrained model fine-tuned on {len(learn)} answers, loss {loss:.3f}")
+    return model, chain
+
+
+def feedback(run, model, critic, principles, prompts, rng):
+    """Step 3 -> [(ids of prompt + first, ids of prompt + second, p)]."""
+    answers = run.answers(model, [x for x in prompts for _ in range(2)], 1.0)
+    drawn = [(x, a, b) for x, a, b in zip(prompts, answers[::2], answers[1::2]) if a[0] != b[0] and a[0] and b[0]]
+    questions = [rng.choice(principles)[2] for _ in drawn]
+    triples = [(x, a[0], b[0]) for x, a, b in drawn]
+    p, _ = preferences(critic, run.encoding, triples, questions, run.cfg.thoughts)
+    if run.cfg.thoughts:
+        p = p.clamp(run.cfg.clamp, 1 - run.cfg.clamp)
+    ids = [[sum(encode_answer(run.encoding, x, *answer), []) for answer in pair] for x, *pair in drawn]
+    return [(*pair, q) for pair, q in zip(ids, p.tolist())]
+
+
+def preference_model(run, start, rankings, pairs):
+    """Step 4: every batch holds people's rankings and, as long as they last, AI-labelled pairs."""
+    cfg, model = run.cfg, ScalarModel.from_gpt(start)
+    optimizer = adamw(model, cfg.pm_learning_rate)
+    lengths = [max(len(ids) for ids, *_ in ranking) for ranking in rankings]
+    for step, steps, some in minibatches(lengths, 1, cfg.batch_size, run.order):
+        model.train()
+        loss = batch_loss(model, [rankings[i] for i in some], run.device)
+        drawn = torch.randint(len(pairs), (cfg.batch_size,), generator=run.order).tolist()
+        first, second, p = zip(*(pairs[i] for i in drawn))
+        r = model.score(*pad(first + second, run.device))
+        loss = loss + soft_label_loss(*r.chunk(2), torch.tensor(p, device=run.device))
+        loss.backward()
+        optimizer_step(optimizer, model, cosine_to_tenth(step, steps, cfg.pm_learning_rate), cfg.max_grad_norm)
+        check_finite(loss.item(), "the loss", f"step {step}", "try a smaller --pm_learning_rate")
+    return model.eval()
+
+
+def main(cfg):
+    principles = read_constitution(cfg.constitution)
+    run, rng = Run(cfg, cfg.name), random.Random(f"constitutional {cfg.seed}")
+    positive = min(cfg.red_team, cfg.revisions, cfg.helpful_prompts, cfg.sl_epochs, cfg.batch_size)
+    require(positive >= 1, "--red_team, --revisions, --helpful_prompts, --sl_epochs, --batch_size: at least 1")
+    require(0 <= cfg.clamp <= 0.5, f"--clamp {cfg.clamp}: from 0 to 0.5")
+    world = load_labelers(cfg.data, "training")[0].world
+    critic, helpful = run.load(cfg.critic), helpful_only(run, world, rng)
+    save_checkpoint(run.out / "helpful.pt", helpful, run.tokenizer, cfg, 0)
+    attacks = red_team(world, cfg.red_team, village.VALLEYS["train"], rng)
+    sl, chain = supervised(run, helpful, critic, principles, attacks, rng)
+    save_checkpoint(run.out / f"{cfg.name}_sl.pt", sl, run.tokenizer, cfg, 0, cost=dict(run.cost))
+
+    pairs = feedback(run, sl, critic, principles, attacks * 2, rng)
+    path = Path(cfg.data) / "comparisons.jsonl"
+    records = read_comparisons(path if path.exists() else run.out / "comparisons.jsonl")
+    rankings = {split: [] for split in ("train", "valid")}
+    for r in records:
+        ranking = encode_ranking(r, run.encoding, sl.config.block_size)
+        if r["split"] in rankings and len({rank for _, rank, *_ in ranking}) > 1:
+            if r["split"] == "train" or r.get("group", "training") == "training":
+                rankings[r["split"]].append(ranking)
+    run.cost["labels"] = len(rankings["train"])
+    pm = preference_model(run, sl, rankings["train"], pairs)
+    right = accuracy(outcomes_of(pm, rankings["valid"]))[0]
+    save_checkpoint(run.out / f"{cfg.name}_reward.pt", pm, run.tokenizer, cfg, 0)
+    print(
+        f"PM: {len(rankings['train'])} rankings by people, {len(pairs)} pairs by the critic; {100 * right:.1f} % on people's"
+    )
+
+    if cfg.ppo_iterations:  # on a data folder of the same world whose prompts include the attacks
+        folder = with_attacks(run, attacks)
+        settings = {k: getattr(cfg, k) for k in ("device", "threads", "dtype", "seed", "max_new_tokens")}
+        settings |= {"data": str(folder), "out": cfg.out, "init": str(run.out / f"{cfg.name}_sl.pt"), "name": cfg.name}
+        settings |= {"reward_model": str(run.out / f"{cfg.name}_reward.pt"), "iterations": cfg.ppo_iterations}
+        ppo.main(ppo.Config(**settings))
+        run.cost["tokens"] += sampled_by_ppo(run.out / f"{cfg.name}.jsonl", ppo.Config().batch_size)
+        run.log = type(run.log)(run.out / f"{cfg.name}.cost.jsonl")
+        run.finish(run.load(cfg.name), pm_accuracy=right, chain=chain)
+
+
+def with_attacks(run, attacks):
+    """A data folder like the run's, with the red-team prompts among the training prompts (its other files are links)."""
+    folder = output_folder(run.out / f"{run.cfg.name}_data")
+    for file in Path(run.cfg.data).iterdir():
+        if file.is_file() and file.name not in ("prompts.jsonl", "comparisons.jsonl"):
+            (folder / file.name).unlink(missing_ok=True)
+            (folder / file.name).symlink_to(file.resolve())
+    import json
+
+    lines = [json.loads(line) for line in open(Path(run.cfg.data) / "prompts.jsonl", encoding="utf-8")]
+    more = [{"prompt": x, "user": "red team", "split": "train", "use_case": "generation"} for x in attacks]
+    write_jsonl(folder / "prompts.jsonl", lines + more)
+    return folder
+
+
+def sampled_by_ppo(log, episodes):
+    """Response tokens that ppo.py sampled, by its log."""
+    import json
+
+    return round(sum(json.loads(line)["length"] for line in open(log, encoding="utf-8")) * episodes)
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)

@@ -1,0 +1,252 @@
+"""Rejection sampling in rounds, then PPO: how Llama 2 was made (Touvron et al. 2023, §3.2).
+
+    python alternatives/rejection.py                     # -> rejection.pt, and after PPO on top rejection_ppo.pt
+    python alternatives/rejection.py --no-pool           # without the picks of earlier rounds, as the paper did before V4
+    python alternatives/rejection.py --ranked 0          # nobody is asked again: the reward model stays as it is
+
+PPO tries one answer per prompt and moves after each batch; this tries K and moves once per round. Round v = 1…5:
+
+  1. sample   K answers to each of some training prompts from the newest policy V_{v-1}; V₀ is PPO's start
+  2. rank     people rank the K answers of some of these prompts; the reward model learns from the new rankings and
+              as many old ones, so that it knows the texts that it has to judge next
+  3. select   the newest reward model scores all samples; the best of each prompt goes to the pool, where the best of
+              all earlier rounds are (scored again by it; a prompt that has come before keeps the better answer)
+  4. tune     V_v = the BASE model, fine-tuned on the demonstrations and the pool
+
+At the end PPO goes on from V₅ against the newest reward model; V₅ is its reference. (Up to V4 Llama 2 was made without PPO.) The pool is what the authors changed after V3, which had forgotten e.g. how to rhyme.
+
+How much can be won? The best of N samples rises with N while their mean, of course, does not: the gap is what a round can
+teach, and shrinks as the policy learns. rejection.png shows it (the paper draws the median for the mean).
+
+Ours, where the paper is silent or does otherwise: K; other prompts in every round; one reward model, not two; rankings of
+K answers, not pairs with a strength, so no margin; the reward model is not trained anew on all of the data but a little
+further; the temperature is the same in all rounds.
+"""
+
+import math
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ppo
+from alternatives.common import Inputs, Run, fine_tune, minibatches, rankings_of_people
+from data.folder import read_demonstrations, read_jsonl
+from data.labelers import load_labelers
+from model import load_checkpoint, save_checkpoint, score_answers
+from plumbing import (
+    adamw,
+    check_finite,
+    command_line,
+    cosine_to_tenth,
+    optimizer_step,
+    require,
+    whole_file,
+    write_torch,
+)
+from reward import accuracy, batch_loss, encode_ranking, normalise, outcomes_of
+from sft import encode_demonstrations, mean_reward
+
+
+@dataclass
+class Config(Inputs):
+    rounds: int = 5  # V1, V2, …                                                              paper: 5
+    prompts: int = 400  # training prompts per round, others each time                        paper: silent
+    samples: int = 8  # K: answers per prompt                                   paper: its figures go from 1 to 100
+    temperature: float = 1.0  # of those answers                   paper: tuned each round, 1.2 to 1.3 after some RLHF
+    pool: bool = True  # learn from the best of all rounds; --no-pool: of the newest             paper: since V4
+    epochs: int = 1  # passes over demonstrations and picks                                   paper: 2
+    batch_size: int = 32  # answers per step                                                  paper: 64
+    learning_rate: float = 1e-3  # peak, cosine to a tenth                                    paper: 2e-5
+    ranked: int = 160  # prompts per round whose answers people rank; 0 = none          paper: 1.4 million pairs in all
+    reward_batch_size: int = 16  # rankings per step of the reward model                      paper: 512 pairs
+    reward_learning_rate: float = 1e-4  # of the reward model, peak, cosine to a tenth        paper: 1e-5 (70B: 5e-6)
+    valid_prompts: int = 300  # validation prompts that every round is looked at with
+    ppo_iterations: int = 10  # of PPO at the end; 0 = none                                   paper: 200 to 400
+    name: str = "rejection"  # writes OUT/NAME.pt, NAME_reward.pt, NAME_ppo.pt, NAME.png
+
+
+# ---------------------------------------------------------------------------------------------------- the mathematics
+
+
+def best_of(candidates, scores):
+    """The answer with the highest score of every prompt, the first of equals. [(prompt, text, ended)], [float] -> [(…)]"""
+    best = {}
+    for item, score in zip(candidates, scores):
+        if not math.isnan(score) and (item[0] not in best or score > best[item[0]][1]):
+            best[item[0]] = item, score
+    return [item for item, _ in best.values()]
+
+
+def max_of_n(scores, n):
+    """Mean of the highest over all ways to draw n of the K scores: in rising order, the i-th (from 0) is the highest of
+    C(i, n-1) of the C(K, n) draws."""
+    ways = math.comb(len(scores), n)
+    return sum(math.comb(i, n - 1) * s for i, s in enumerate(sorted(scores))) / ways
+
+
+def curve(scores, K):
+    """Means over prompts of the best of 1, 2, …, K answers. scores: K per prompt, one prompt after the other -> [K floats]"""
+    groups = [scores[i : i + K] for i in range(0, len(scores), K)]
+    groups = [some for some in groups if not any(map(math.isnan, some))]
+    return [sum(max_of_n(some, n) for some in groups) / max(len(groups), 1) for n in range(1, K + 1)]
+
+
+# ---------------------------------------------------------------------------------------------------- rankings
+
+
+def ask(labelers, prompts, answers, rng):
+    """A labeler picked at random ranks all answers to a prompt. answers: one list of (text, ended) per prompt -> records"""
+    records = []
+    for prompt, some in zip(prompts, answers):
+        some = {text: ended for text, ended in some if text.strip()}  # equal texts are shown once, empty ones never
+        if len(some) < 2:
+            continue
+        completions, labeler = rng.sample(list(some), len(some)), rng.choice(labelers)
+        record = {"prompt": prompt, "completions": completions, "ranks": labeler.rank(prompt, completions)}
+        records.append(record | {"ended": [some[text] for text in completions]})
+    return records
+
+
+def to_learn_from(records, run, block_size):
+    """Encoded rankings in which at least two answers differ in rank."""
+    rankings = [encode_ranking(record, run.encoding, block_size) for record in records]
+    return [ranking for ranking in rankings if len({rank for _, rank, *_ in ranking}) > 1]
+
+
+def train_further(reward_model, rankings, run):
+    """One pass over the rankings with reward.py's loss, in place; then demonstrations score 0 on average again."""
+    cfg, optimizer = run.cfg, adamw(reward_model, run.cfg.reward_learning_rate)
+    lengths = [max(len(ids) for ids, *_ in ranking) for ranking in rankings]
+    for step, steps, some in minibatches(lengths, 1, cfg.reward_batch_size, run.order):
+        reward_model.train()
+        batch_loss(reward_model, [rankings[i] for i in some], run.device).backward()
+        lr = cosine_to_tenth(step, steps, cfg.reward_learning_rate)
+        norm = optimizer_step(optimizer, reward_model, lr, cfg.max_grad_norm)
+        check_finite(norm, "the gradient", f"step {step}", "try a smaller --reward_learning_rate")
+    normalise(reward_model.eval(), cfg, run.encoding, run.device)
+
+
+# ---------------------------------------------------------------------------------------------------- the rounds
+
+
+def check(cfg):
+    for name in ("rounds", "prompts", "samples", "epochs", "batch_size", "reward_batch_size", "valid_prompts"):
+        require(getattr(cfg, name) >= 1, f"--{name} {getattr(cfg, name)}: must be at least 1")
+    require(min(cfg.learning_rate, cfg.reward_learning_rate) > 0, "--learning_rate, --reward_learning_rate: positive")
+    require(cfg.temperature > 0, f"--temperature {cfg.temperature}: must be positive, or all answers are the same")
+    require(0 <= cfg.ranked <= cfg.prompts, f"--ranked {cfg.ranked}: from 0 to --prompts {cfg.prompts}")
+    require(cfg.ppo_iterations >= 0, f"--ppo_iterations {cfg.ppo_iterations}: must not be negative")
+
+
+def main(cfg):
+    check(cfg)
+    run, rng, K = Run(cfg, cfg.name), random.Random(cfg.seed), cfg.samples
+    labelers = load_labelers(cfg.data, "training") if cfg.ranked else []
+    policy, reward_model, first = run.load("ppo_init"), run.load("reward", "scalar"), run.load("reward", "scalar")
+    block_size = policy.config.block_size
+    prompts, valid = run.prompts(policy, "train"), run.prompts(policy, "valid", cfg.valid_prompts)
+    demonstrations = encode_demonstrations(read_demonstrations(cfg.data, "train"), run.encoding, block_size)
+    records = rankings_of_people(run)
+    run.cost["labels"] = sum(r["split"] == "train" for r in records)
+    known = to_learn_from([r for r in records if r["split"] == "train"], run, block_size)
+    held_out = to_learn_from([r for r in records if r["split"] == "valid"], run, block_size)
+    require(held_out, "comparisons.jsonl: no ranking of the validation split to measure the reward model on")
+    right = accuracy(outcomes_of(reward_model, held_out))[0]  # share of held-out pairs that the reward model has right
+    start = mean_reward(policy, reward_model, run.encoding, valid, cfg, run.device)
+    print(f"V0: validation reward {start:+.3f}, reward model right on {100 * right:.1f} % of held-out pairs")
+    pool, curves = [], []
+
+    for version in range(1, cfg.rounds + 1):
+        asked = [prompts[i % len(prompts)] for i in range((version - 1) * cfg.prompts, version * cfg.prompts)]
+        asked = list(dict.fromkeys(asked))
+        copies = [prompt for prompt in asked for _ in range(K)]
+        answers = run.answers(policy, copies, cfg.temperature)
+        record = {"rm_accuracy_before": right, "rm_accuracy_new": None}
+        if cfg.ranked:
+            shown = rng.sample(range(len(asked)), min(cfg.ranked, len(asked)))
+            new = ask(labelers, [asked[i] for i in shown], [answers[K * i : K * i + K] for i in shown], rng)
+            run.cost["labels"] += len(new)
+            new = to_learn_from(new, run, block_size)
+            record["rm_accuracy_new"] = accuracy(outcomes_of(reward_model, new))[0] if new else None
+            train_further(reward_model, new + rng.sample(known, min(len(new), len(known))), run)
+            known, right = known + new, accuracy(outcomes_of(reward_model, held_out))[0]
+        fresh = [(prompt, *answer) for prompt, answer in zip(copies, answers)]
+        candidates = fresh + (pool if cfg.pool else [])
+        scores = score_answers(reward_model, run.encoding, [p for p, *_ in candidates], [a for _, *a in candidates])
+        pool = best_of(candidates, scores)
+        curves.append(curve(scores[: len(fresh)], K))
+        policy = run.load("base")
+        loss = fine_tune(policy, demonstrations + run.rows(pool), run, cfg.epochs, cfg.learning_rate, cfg.batch_size)
+        for name, judge in (("valid_reward", reward_model), ("valid_reward_first", first)):
+            record[name] = mean_reward(policy, judge, run.encoding, valid, cfg, run.device)
+        record |= {"rm_accuracy": right, "loss": loss, "picks": len(pool), "labels": run.cost["labels"]}
+        run.log.write(round=version, mean=curves[-1][0], best_of_n=curves[-1], **record)
+        line(version, curves[-1], record)
+    run.finish(policy, **record)
+    save_checkpoint(run.out / f"{cfg.name}_reward.pt", reward_model, run.tokenizer, cfg, 0)
+    figure(curves, run.out / f"{cfg.name}.png")
+    if cfg.ppo_iterations:
+        ppo_on_top(run)
+
+
+def line(version, best, r):
+    """A row of the table: the round's samples, the policy that came of them, and how often the reward model is right."""
+    percent = {k: "-" if r[k] is None else f"{100 * r[k]:.1f} %" for k in r if k.startswith("rm_")}
+    cells = {"round": f"V{version}", "mean": f"{best[0]:+.3f}"}
+    cells |= {f"best of {n}": f"{best[n - 1]:+.3f}" for n in (2, 4, 8, 16, 32, 64) if n <= len(best)}
+    cells |= {"picks": r["picks"], "loss": f"{r['loss']:.3f}", "validation": f"{r['valid_reward']:+.3f}"}
+    cells |= {"(by reward.pt)": f"{r['valid_reward_first']:+.3f}", "RM on new": percent["rm_accuracy_new"]}
+    cells |= {"held-out": percent["rm_accuracy_before"], "then": percent["rm_accuracy"], "labels": r["labels"]}
+    if version == 1:
+        print("  ".join(f"{name:>6}" for name in cells))
+    print("  ".join(f"{cell:>{max(6, len(name))}}" for name, cell in cells.items()), flush=True)
+
+
+def ppo_on_top(run):
+    """PPO from rejection.pt against the newest reward model; its checkpoint says what all of it has cost."""
+    cfg, name = run.cfg, f"{run.cfg.name}_ppo"
+    init, scores = (str(run.out / f"{cfg.name}{end}.pt") for end in ("", "_reward"))
+    settings = ppo.Config(data=cfg.data, out=cfg.out, name=name, init=init, reward_model=scores, seed=cfg.seed)
+    settings.iterations, settings.max_new_tokens = cfg.ppo_iterations, cfg.max_new_tokens
+    settings.value_only_iterations = min(settings.value_only_iterations, cfg.ppo_iterations - 1)
+    share = min(1, cfg.ppo_iterations / ppo.Config.iterations)  # warm-up and average: as much shorter as the run (ours)
+    settings.warmup_iterations, settings.ema = round(settings.warmup_iterations * share), settings.ema ** (1 / share)
+    settings.device, settings.threads, settings.dtype = cfg.device, cfg.threads, cfg.dtype
+    ppo.main(settings)
+    lengths = [record["length"] for _, record in read_jsonl(run.out / f"{name}.jsonl")]
+    run.cost["tokens"] += round(sum(lengths) * settings.batch_size)
+    checkpoint = load_checkpoint(run.out / f"{name}.pt", "policy")[2]
+    write_torch(run.out / f"{name}.pt", checkpoint | {"cost": run.cost | {"seconds": time.time() - run.began}})
+
+
+def figure(curves, path):
+    """Best and mean reward against N, one colour per round, where matplotlib is installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed: no figure (pip install matplotlib)")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawing, axis = plt.subplots(figsize=(6, 4))
+    for i, best in enumerate(curves):
+        N, colour = range(1, len(best) + 1), plt.cm.viridis(i / max(len(curves) - 1, 1))
+        axis.plot(N, best, "o-", ms=3, color=colour, label=f"samples of V{i}")
+        axis.plot(N, [best[0]] * len(best), "--", lw=1, color=colour)
+    axis.set_xlabel("N samples per prompt")
+    axis.set_ylabel("reward, by the newest reward model")
+    axis.set_title("Best of N (solid) and mean (dashed)")
+    axis.legend()
+    drawing.tight_layout()
+    with whole_file(path, "wb") as file:
+        drawing.savefig(file, format="png", dpi=130)
+    plt.close(drawing)
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)
