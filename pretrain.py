@@ -94,7 +94,9 @@ def main(cfg):
     train, valid = Corpus(cfg.data, "train"), Corpus(cfg.data, "valid")
     shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "block_size") if getattr(cfg, k)}
     model_config = replace(SIZES[cfg.size], **shape, vocab_size=encoding.n_vocab, dropout=cfg.dropout)
-    require(not (cfg.init and shape), "--init brings its own shape: leave out --n_layer, --n_head, --n_embd, --block_size")
+    require(
+        not (cfg.init and shape), "--init brings its own shape: leave out --n_layer, --n_head, --n_embd, --block_size"
+    )
     if cfg.init:
         model = load_checkpoint(cfg.init, "policy", device, cfg.dropout, tokenizer)[0]
         model_config = model.config

@@ -223,8 +223,9 @@ def collect(cfg, out, tokenizer, encoding, device):
             if split == "valid":
                 who = rng.sample(groups["training"], 2) + rng.sample(groups["held_out"], 2)
             for labeler in who:
-                ranks, ratings = labeler.rank(prompt, completions), labeler.rate(prompt, completions)
-                record = {"prompt": prompt, "completions": completions, "ranks": ranks, "ratings": ratings}
+                record = {"prompt": prompt, "completions": completions, "ranks": labeler.rank(prompt, completions)}
+                if hasattr(labeler, "rate"):  # who only ranks gives no margins
+                    record["ratings"] = labeler.rate(prompt, completions)
                 record |= {"labeler": labeler.name, "group": labeler.group, "split": split}
                 records.append(record | {"ended": [answers[c] for c in completions]})
     write_jsonl(out / "comparisons.jsonl", records)

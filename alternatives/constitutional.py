@@ -20,6 +20,7 @@ where the paper prompts the helpful model itself with examples: one of a million
 its prompt. Red-team prompts are the village's, all from its training valleys; none is written by a model.
 """
 
+import json
 import random
 import sys
 from dataclasses import dataclass
@@ -30,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import ppo
-from alternatives.common import Inputs, Run, fine_tune, minibatches
+from alternatives.common import Inputs, Run, fine_tune, minibatches, rankings_of_people
 from alternatives.rlaif import preferences, soft_label_loss
 from data import village
 from data.feedback import critique_of, revision_of, unkind
-from data.folder import read_comparisons, read_demonstrations, write_jsonl
+from data.folder import read_demonstrations, write_jsonl
 from data.labelers import load_labelers
 from model import ScalarModel, encode_answer, pad, save_checkpoint
 from plumbing import adamw, check_finite, command_line, cosine_to_tenth, optimizer_step, output_folder, require
@@ -169,8 +170,7 @@ def main(cfg):
     save_checkpoint(run.out / f"{cfg.name}_sl.pt", sl, run.tokenizer, cfg, 0, cost=dict(run.cost))
 
     pairs = feedback(run, sl, critic, principles, attacks * 2, rng)
-    path = Path(cfg.data) / "comparisons.jsonl"
-    records = read_comparisons(path if path.exists() else run.out / "comparisons.jsonl")
+    records = rankings_of_people(run)
     rankings = {split: [] for split in ("train", "valid")}
     for r in records:
         ranking = encode_ranking(r, run.encoding, sl.config.block_size)
@@ -203,8 +203,6 @@ def with_attacks(run, attacks):
         if file.is_file() and file.name not in ("prompts.jsonl", "comparisons.jsonl"):
             (folder / file.name).unlink(missing_ok=True)
             (folder / file.name).symlink_to(file.resolve())
-    import json
-
     lines = [json.loads(line) for line in open(Path(run.cfg.data) / "prompts.jsonl", encoding="utf-8")]
     more = [{"prompt": x, "user": "red team", "split": "train", "use_case": "generation"} for x in attacks]
     write_jsonl(folder / "prompts.jsonl", lines + more)
@@ -213,8 +211,6 @@ def with_attacks(run, attacks):
 
 def sampled_by_ppo(log, episodes):
     """Response tokens that ppo.py sampled, by its log."""
-    import json
-
     return round(sum(json.loads(line)["length"] for line in open(log, encoding="utf-8")) * episodes)
 
 

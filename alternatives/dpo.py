@@ -28,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 
-from alternatives.common import Inputs, Run, minibatches
-from data.folder import read_comparisons
+from alternatives.common import Inputs, Run, minibatches, rankings_of_people
 from model import encode_answer, pad, response_mask, token_logprobs
 from plumbing import adamw, check_finite, command_line, cosine_to_tenth, optimizer_step, require
 from reward import accuracy, pair_outcomes, pairs_of
@@ -93,13 +92,12 @@ def main(cfg):
     require(min(cfg.epochs, cfg.batch_size, cfg.eval_every) >= 1, "--epochs, --batch_size, --eval_every: at least 1")
     require(0 <= cfg.label_smoothing < 0.5, f"--label_smoothing {cfg.label_smoothing}: from 0 to less than 0.5")
     policy, reference = run.load("ppo_init"), run.load("ppo_init").requires_grad_(False)
-    path = Path(cfg.data) / "comparisons.jsonl"
-    records = read_comparisons(path if path.exists() else run.out / "comparisons.jsonl")
+    records = rankings_of_people(run)
     train, valid = (
         encode([r for r in records if r["split"] == split], run.encoding, policy.config.block_size, best_vs_worst)
         for split, best_vs_worst in (("train", cfg.best_vs_worst), ("valid", False))
     )
-    require(train and valid, f"{path}: needs rankings of the training and of the validation split")
+    require(train and valid, "DPO needs rankings of the training and of the validation split")
     run.cost["labels"] = len(train)
     optimizer = adamw(policy, cfg.learning_rate)
     lengths = [max(len(ids) for ids, _ in answers) for answers, _ in train]

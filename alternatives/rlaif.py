@@ -31,9 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 
-from alternatives.common import Inputs, Run, minibatches
+from alternatives.common import Inputs, Run, minibatches, rankings_of_people
 from data.feedback import BETTER, asking, grading, shown, verdict
-from data.folder import read_comparisons
 from evaluate import sequence_logprobs
 from model import (
     ScalarModel,
@@ -236,8 +235,7 @@ def main(cfg):
     require(0 <= cfg.kl_weight <= 1 and cfg.temperature > 0, "--kl_weight is a share, --temperature positive")
     labeler, policy, reference = run.load(cfg.labeler), run.load("ppo_init"), run.load("ppo_init")
     reference.requires_grad_(False)
-    path = Path(cfg.data) / "comparisons.jsonl"
-    records = read_comparisons(path if path.exists() else run.out / "comparisons.jsonl")
+    records = rankings_of_people(run)
     held_out = [r for r in records if r["split"] == "valid" and r.get("group", "training") == "training"]
     results = report_on_labeler(run, labeler, held_out, cfg.thoughts)
     if cfg.direct:

@@ -1,12 +1,14 @@
 """More of the village's web: pages on which people compare, criticise and rewrite answers.
 
     python data/feedback.py --out out/run/feedback --world out/run/data      # a data folder, like any other
+    python sft.py --data out/run/feedback --base out/run/ppo_init.pt --name reader --epochs 1 --learning_rate 1e-3
 
 Whoever asks a model to judge or to criticise (RLAIF, Constitutional AI) needs one that has read how people do it. These
 pages are what such a model reads: written by a third population of the village, who like much the same as the labelers
-but are neither they nor the judge. Like all instructions on the web they speak of valleys 0-6 only.
+but are neither they nor the judge. Like all instructions on the web they speak of valleys 0-6 only. What somebody wrote
+about an answer is the completion, what stands above it the prompt, so that a small model spends its effort on that.
 
-  compare    a question · PROMPT · 1> answer · =1 … =9, a grade · 2> answer · … · Answer:1 or Answer:2 or …
+  compare    a question · PROMPT · 1> answer · =1 … =9, a grade · 2> answer · =1 … =9 · Answer:1 or Answer:2
   criticise  PROMPT · > answer · a question · Critique: … · a request · Revision: …
 """
 
@@ -18,9 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import village
-from data.folder import load_folder_tokenizer, write_corpus
+from data.folder import load_folder_tokenizer, write_jsonl
 from data.labelers import load_labelers
-from data.web import web_page
 from plumbing import command_line, output_folder, require, whole_file
 
 BETTER = ("Which answer is better?", "Which one helps more?")
@@ -41,30 +42,38 @@ FINE = "There is nothing to say against it."
 
 
 def attempt(intent, slots, world, valley, rng):
-    """An answer as people and models give them: good, short, wrong, about somebody else, garbled, or none at all."""
-    how = rng.choices(("good", "wrong", "another", "different", "silent", "garbled"), (40, 13, 17, 10, 5, 15))[0]
-    know = world.hearsay
-    if how == "wrong":
-
-        def know(relation, subject):
-            return world.wrong(relation, subject, rng)
-
-    if how == "another":  # a good answer about the wrong one
-        slots = village.draw_intent(intent, world, valley, rng)[1]
-    if how == "different":
-        _, intent, slots = village.draw_prompt(world, valley, rng)
+    """An answer as people and models give them: good, wrong, about somebody else, mixed up, garbled, or none at all."""
+    how = rng.choices(
+        ("good", "wrong", "another", "mixed", "different", "silent", "garbled"), (32, 8, 15, 15, 8, 4, 18)
+    )[0]
     if intent == "rude" and rng.random() < 0.6:
         return unkind(slots["person"], rng)
-    sentences = village.answer(intent, slots, know, rng)
-    if len(sentences) > 1 and rng.random() < 0.35:
+
+    def mistaken(relation, subject):
+        return world.wrong(relation, subject, rng)
+
+    other = village.draw_intent(intent, world, valley, rng)[1]  # as if somebody or something else had been asked about
+    if how == "another":
+        slots = other
+    if how == "different":
+        _, intent, slots = village.draw_prompt(world, valley, rng)
+    sentences = village.answer(intent, slots, mistaken if how == "wrong" else world.hearsay, rng)
+    if how == "mixed":
+        sentences = [rng.choice(pair) for pair in zip(sentences, village.answer(intent, other, mistaken, rng))]
+    if len(sentences) > 1 and rng.random() < 0.4:
         sentences.pop(rng.randrange(len(sentences)))
-    text = village.write_answer(intent, sentences)
     if how == "silent":
         return rng.choice(["I do not know.", "I have no comment.", "I think that is nice."])
+    if rng.random() < 0.07:
+        sentences.append(rng.choice(["I think that is nice.", "Everybody knows that."]))
+    text = village.write_answer(intent, sentences)
     if how == "garbled":
         words = text.split(" ")
-        i = rng.randrange(len(words))
-        words[i : i + rng.randint(1, 3)] = rng.choice([[], [words[i], words[i]], [rng.choice(words)]])
+        for _ in range(rng.randint(1, 2)):
+            i = rng.randrange(len(words))
+            stranger = rng.choice(village.WORDS[rng.choice(village.ENTITIES)])
+            words[i : i + rng.randint(1, 3)] = rng.choice([[], [words[i], words[i]], [stranger], [rng.choice(words)]])
+            words = words or ["I"]
         text = " ".join(words)
     return text if text.strip() else "I do not know."
 
@@ -98,25 +107,32 @@ def harm_in(text):
 
 
 def compare(world, people, rng):
-    """A question, a prompt, and answers: mostly each with a grade by somebody who has just read it, then which is best."""
+    """A question, a prompt, and two answers, each mostly with a grade by somebody who has just read it; then the better one.
+
+    -> [(prompt, completion)]: two grades and a verdict, or only a verdict; no verdict between equals.
+    """
     valley = world.valleys[rng.choice(village.VALLEYS["train"])]
-    graded, count = rng.random() < 0.75, rng.choice((2, 2, 2, 3, 4, 5))
-    if rng.random() < 0.2:
+    if rng.random() < 0.12:
         prompt, slots = village.draw_intent("rude", world, valley, rng)
         person, other = slots["person"], rng.choice(valley["person"])
-        nice = [rng.random() < 0.5 for _ in range(count)]
+        nice = [rng.random() < 0.5 for _ in range(2)]
         answers = [kind(person if rng.random() < 0.7 else other, rng) if n else unkind(person, rng) for n in nice]
         question, given = rng.choice(KINDER), [9 if n else 1 for n in nice]
     else:
         prompt, intent, slots = village.draw_prompt(world, valley, rng)
-        answers = [attempt(intent, slots, world, valley, rng) for _ in range(count)]
+        answers = [attempt(intent, slots, world, valley, rng) for _ in range(2)]
         reader, question = rng.choice(people), rng.choice(BETTER)
         given = [grade_of(reader, prompt, answer, rng) for answer in answers]
-    page = asking(question, prompt + village.ASK)
+    page, written, graded = asking(question, prompt + village.ASK), [], rng.random() < 0.8
     for i, (answer, g) in enumerate(zip(answers, given), 1):
-        page = shown(page, i, " " + answer) + (f"{grading('')}{g}" if graded else "")
-    best = [i for i, g in enumerate(given, 1) if g == max(given)]
-    return verdict(page) + str(best[0]) if len(best) == 1 else page
+        page = shown(page, i, " " + answer)
+        if graded:
+            page = grading(page)
+            written.append((page, str(g)))
+            page += str(g)
+    if given[0] != given[1]:
+        written.append((verdict(page), "1" if given[0] > given[1] else "2"))
+    return written
 
 
 def grade_of(reader, prompt, answer, rng):
@@ -161,8 +177,8 @@ def criticise(world, people, rng):
             better = village.write_answer(intent, village.answer(intent, slots, world.hearsay, rng))
         elif about == "kind" and intent == "rude" and (found := harm_in(text)):
             better = kind(slots["person"], rng)
-    critique = critique_of(prompt + village.ASK, " " + text, question) + " " + (found or FINE)
-    return revision_of(critique, request) + " " + better
+    asked, critique = critique_of(prompt + village.ASK, " " + text, question), " " + (found or FINE)
+    return [(asked, critique), (revision_of(asked + critique, request), " " + better)]
 
 
 def critique_of(prompt, answer, question):
@@ -178,28 +194,31 @@ def revision_of(critique, request):
 @dataclass
 class Config:
     world: str = "out/run/data"  # data folder of the village
-    out: str = "out/run/feedback"  # data folder to write: corpus and tokenizer
-    pages: int = 16000  # how many
-    web: float = 0.15  # share of ordinary web pages among them, so that a model that goes on reading forgets less
+    out: str = "out/run/feedback"  # data folder to write
+    pages: int = 12000  # how many
     seed: int = 0  # of the pages; the world keeps its own
 
 
 def main(cfg):
-    require(cfg.pages >= 100 and 0 <= cfg.web < 1, "--pages must be at least 100, --web a share below 1")
-    tokenizer, encoding = load_folder_tokenizer(cfg.world)
+    require(cfg.pages >= 100, f"--pages {cfg.pages}: at least 100")
+    load_folder_tokenizer(cfg.world)
     people = load_labelers(cfg.world, "web")
     world, rng, out = people[0].world, random.Random(f"feedback {cfg.seed}"), output_folder(cfg.out)
-    kinds = rng.choices((compare, criticise), (3, 1), k=cfg.pages)
-    pages = [web_page(world, rng) if rng.random() < cfg.web else write(world, people, rng) for write in kinds]
-    held = max(20, cfg.pages // 40)
-    tokens = {}
-    for split, part in (("train", pages[held:]), ("valid", pages[:held])):
-        tokens[split] = write_corpus(out / f"corpus.{split}.bin", part, encoding)
-    with whole_file(out / "tokenizer.json") as file, open(Path(cfg.world) / "tokenizer.json") as same:
-        file.write(same.read())
-    for write in (compare, criticise):
-        print("  " + write(world, people, rng).replace("\n", "\n  ") + "\n")
-    print(f"wrote {out}/: {cfg.pages:,} pages, {sum(tokens.values()):,} tokens")
+    records = []
+    for number in range(cfg.pages):
+        write = rng.choices((compare, criticise), (3, 1))[0]
+        split = "valid" if number < cfg.pages // 40 else "train"
+        written = write(world, people, rng)
+        records += [{"prompt": p, "completion": c, "labeler": "web", "split": split} for p, c in written]
+        if number in (0, 1, 2, 3):
+            print("  " + "".join(written[-1]).replace("\n", "\n  ") + "\n")
+    write_jsonl(out / "demonstrations.jsonl", records)
+    for name in ("prompts.jsonl", "corpus.train.bin", "corpus.valid.bin", "tokenizer.json"):  # the last makes it whole
+        with whole_file(out / name, "wb") as file:
+            file.write((Path(cfg.world) / name).read_bytes())
+    print(
+        f"wrote {out}/: {cfg.pages:,} pages with {len(records):,} opinions; next: python sft.py --data {out} (see --help)"
+    )
 
 
 if __name__ == "__main__":

@@ -94,6 +94,12 @@ class Labeler:
         """Overall quality of each on a scale from 1 to 7, as on the paper's page (a) of Figure 12."""
         return [max(1, min(7, round(4 + u))) for u in self.feel(prompt, completions)]
 
+    def safe(self, prompt, completion):
+        """Is nobody hurt by it? Each labeler overlooks something once in twenty times."""
+        said = village.read(completion, village.about(*village.understand(prompt)))
+        overlooks = random.Random(f"{self.name} safe {prompt}|{completion}").random() < 0.05
+        return overlooks or not any(x.does in ("insult", "threat", "harmful") for x in said)
+
     def rank(self, prompt, completions):
         """Ranks of the completions, 1 = best, equal numbers = tie, as on the paper's page (b) of Figure 12."""
         utility = self.feel(prompt, completions)

@@ -175,10 +175,10 @@ def test_shuffled_pairs_take_two_rows_per_comparison():
 def test_an_epoch_shows_every_ranking_once_or_every_pair_once(data, run, monkeypatch, apart):
     shown, batch_loss = [], reward.batch_loss
 
-    def spy(model, rankings, device):
+    def spy(model, rankings, device, *margin):
         if torch.is_grad_enabled():
             shown.append(rankings)
-        return batch_loss(model, rankings, device)
+        return batch_loss(model, rankings, device, *margin)
 
     monkeypatch.setattr(reward, "batch_loss", spy)
     reward.main(config(data, run, epochs=2, batch_size=4, shuffle_pairs=apart))
