@@ -15,9 +15,9 @@ Reads as a variation on sft.py, reward.py and ppo.py. The principles are constit
                 L = Eq. 1 (people)  -  p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a)
   5. RL-CAI     PPO against it, from SL-CAI, on usual and red-team prompts (ppo.py)
 
-Deviations: critiques, revisions and labels are written by a pretrained model that has read such pages (data/feedback.py),
-where the paper prompts the helpful model itself with examples: one of a million parameters does not learn from examples in
-its prompt. Red-team prompts are the village's, all from its training valleys; none is written by a model.
+Deviations: critiques, revisions and labels are written by a model that has read how people write them (data/feedback.py),
+where the paper prompts the helpful model itself with examples: a million parameters do not learn from examples in a prompt.
+The helpful model is fine-tuned, not trained by RLHF. Red-team prompts are the village's, all from its training valleys.
 """
 
 import json

@@ -3,8 +3,8 @@
     python alternatives/rlaif.py                    # -> rlaif.pt, with a reward model distilled from the labeler
     python alternatives/rlaif.py --direct           # -> rlaif_direct.pt: the labeler's grade is the reward, no reward model
 
-Reads as a variation on reward.py and ppo.py. The labeler is a pretrained model that has read pages on which people compare
-answers (data/feedback.py, pretrain.py --name reader). No person judges anything.
+Reads as a variation on reward.py and ppo.py. The labeler is a model that has read pages on which people compare answers
+(data/feedback.py, which says how to make it). No person judges anything here.
 
   1. label      two answers by PPO's initial policy to each prompt; the labeler reads prompt, answer 1, answer 2 and a
                 question, writes down its thoughts (a grade behind each), and its log-probs of the tokens 1 and 2 make the
@@ -33,7 +33,6 @@ import torch.nn.functional as F
 
 from alternatives.common import Inputs, Run, minibatches, rankings_of_people
 from data.feedback import BETTER, asking, grading, shown, verdict
-from evaluate import sequence_logprobs
 from model import (
     ScalarModel,
     encode_answer,
@@ -58,11 +57,11 @@ class Config(Inputs):
     epochs: int = 2  # passes over the pairs                                                   paper: 2 to 3
     batch_size: int = 32  # pairs per step                                                     paper: 32, 128
     learning_rate: float = 8e-4  # of the reward model, cosine to a tenth                      paper: 1e-5
-    iterations: int = 24  # of reinforcement learning: sample, then one pass                   paper: 8 epochs
+    iterations: int = 16  # of reinforcement learning: sample, then one pass                   paper: 8 epochs
     episodes: int = 128  # per iteration                                                       paper: 128
     minibatch_size: int = 32  # episodes per update
     temperature: float = 0.9  # of sampling while learning                                     paper: 0.9
-    kl_weight: float = 0.1  # β                                                                paper: 0.05
+    kl_weight: float = 0.2  # β                                                                paper: 0.05
     policy_learning_rate: float = 2e-4  # constant                                             paper: 1e-5
     value_learning_rate: float = 5e-4  # constant
 
@@ -72,11 +71,21 @@ class Config(Inputs):
 GRADES = list("123456789")
 
 
-def choice_probabilities(labeler, encoding, contexts, choices):
-    """P(choice | context) among the choices, by the labeler's log-probs. -> (contexts, choices)"""
-    pairs = [(context, choice, False) for context in contexts for choice in choices]
-    sums = torch.tensor([total for total, _ in sequence_logprobs(labeler, encoding, pairs)])
-    return sums.view(len(contexts), len(choices)).softmax(-1)
+@torch.no_grad()
+def choice_probabilities(labeler, encoding, contexts, choices, batch_size=128):
+    """P(choice | context) among the choices, by the labeler's log-probs. -> (contexts, choices)
+
+    Every choice is one token, so one forward pass per context gives the log-probs of all: at its last position.
+    """
+    ids = [encoding.encode_ordinary(choice) for choice in choices]
+    require(all(len(i) == 1 for i in ids), f"each of {choices} must be one token of this tokenizer")
+    rows, device = [encoding.encode_ordinary(c) for c in contexts], labeler.transformer.wte.weight.device
+    order, result = sorted(range(len(rows)), key=lambda i: len(rows[i])), torch.zeros(len(rows), len(choices))
+    for batch in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+        tokens, lengths = pad([rows[i] for i in batch], device)
+        last = labeler(tokens)[torch.arange(len(batch), device=device), lengths - 1]
+        result[batch] = labeler.unembed(last).float()[:, sum(ids, [])].softmax(-1).cpu()
+    return result
 
 
 def preferences(labeler, encoding, triples, questions=BETTER[:1], thoughts=True):

@@ -168,15 +168,14 @@ def test_swapping_the_answers_turns_the_preference_round(data, run):
 def test_choice_probabilities_are_the_models_own(data, run):
     r = Run(rlaif.Config(data=str(data), out=str(run), device="cpu"), "x")
     model = r.load("base")
-    context, choices = "The cat is ", ["red", "blue roof"]
-    sums = []
-    for choice in choices:
-        ids = [r.encoding.encode_ordinary(t) for t in (context, choice)]
-        logprobs = model.unembed(model(torch.tensor([ids[0] + ids[1]])))[0].log_softmax(-1)
-        sums.append(sum(logprobs[len(ids[0]) + i - 1, t].item() for i, t in enumerate(ids[1])))
-    want = math.exp(sums[0]) / (math.exp(sums[0]) + math.exp(sums[1]))
-    got = rlaif.choice_probabilities(model, r.encoding, [context], choices)
-    assert got[0, 0].item() == pytest.approx(want, rel=1e-4) and got.sum().item() == pytest.approx(1)
+    contexts, choices = ["The cat is ", "A red owl sat on a blue roof. It is "], ["r", "b", "g"]
+    got = rlaif.choice_probabilities(model, r.encoding, contexts, choices)
+    for context, row in zip(contexts, got.tolist()):
+        logits = model.unembed(model(torch.tensor([r.encoding.encode_ordinary(context)])))[0, -1]
+        weights = [math.exp(logits[r.encoding.encode_ordinary(c)[0]].item()) for c in choices]
+        assert row == pytest.approx([w / sum(weights) for w in weights], rel=1e-4)
+    with pytest.raises(BadInput, match="one token"):
+        rlaif.choice_probabilities(model, r.encoding, contexts, ["red roof"])
 
 
 def test_reinforce_is_the_gradient_of_the_expected_return():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
+from alternatives import compare
 from plumbing import BadInput
 from run import Config, main
 
@@ -119,3 +120,22 @@ def test_interval_is_over_prompts():
 def test_run_refuses_a_missing_data_folder(tmp_path):
     with pytest.raises(BadInput, match="no such data folder"):
         main(Config(out=str(tmp_path / "x"), data=str(tmp_path / "nothing")))
+
+
+def test_the_alternatives_on_one_table(finished):
+    """Every method on the run's models, in small: the table has a row for each, and each says what it cost."""
+    out = finished[0]
+    command = [sys.executable, "alternatives/compare.py", "--quick", "--runs", str(out), "--prompts", "12"]
+    command += ["--threads", "2", "--max_new_tokens", "24", "--best_of", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((out / "alternatives.json").read_text())
+    assert set(rows) == {*compare.FROM_RUN, *compare.METHODS}
+    for name, row in rows.items():
+        assert all(math.isfinite(row[k]) for k in ("helpful", "truthful", "harmless", "red_team", "corpus_loss", "kl"))
+        assert all(0 <= row[k]["mean"] <= 1 for k in ("training", "held_out", "against_ppo_ptx"))
+        assert f"| {row['title']} " in (out / "alternatives.md").read_text()
+        assert name in compare.FROM_RUN or name == "helpful" or row["cost"]["tokens"] > 0 or name == "dpo"
+    assert "significantly better" in done.stdout
+    again = subprocess.run([*command, "--methods", "dpo"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert again.returncode == 0 and "===" not in again.stdout, "what is there is not trained again"
