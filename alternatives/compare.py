@@ -45,6 +45,7 @@ class Config(Device):
     labelers: int = 3  # of each group, per prompt
     best_of: int = 16  # n of best-of-n
     max_new_tokens: int = 40  # longest response
+    seed: int = 0  # added to each run's own when test prompts and answers are drawn
     quick: bool = False  # tiny settings, to see every step work
 
 
@@ -301,7 +302,7 @@ def main(cfg):
     for out in runs:
         seed = json.loads((out / "data" / "village.json").read_text())["seed"]
         seconds = train_missing(cfg, out, seed, wanted)
-        reports[str(out)] = compare(cfg, out, seed, device, wanted, seconds)
+        reports[str(out)] = compare(cfg, out, seed + cfg.seed, device, wanted, seconds)
         with whole_file(out / "alternatives.json") as file:
             json.dump(reports[str(out)], file, indent=1)
     text = markdown(reports)

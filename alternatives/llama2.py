@@ -14,7 +14,7 @@ Reads as a variation on reward.py and ppo.py (rejection.py is the other half of 
   3. PPO           R_c = R_s  if the prompt is a red-team prompt or σ(R_s) < 0.15, else R_h      (probabilities, after σ)
                    R   = whiten( logit(R_c) ) - β KL
 
-Deviations: a class for the safe/unsafe loss is not printed in the paper, ours is the cross-entropy of σ(r), weight 1; K-way
+Deviations: the form of the safe/unsafe loss is not printed in the paper; ours is the cross-entropy of σ(r), weight 1. K-way
 rankings stand beside pairs; the safety answers come from PPO's start and from a model that does all it is asked
 (constitutional.py's), where the paper has variants of its own; AdamW and this project's PPO settings.
 """

@@ -13,7 +13,8 @@ PPO tries one answer per prompt and moves after each batch; this tries K and mov
               all earlier rounds are (scored again by it; a prompt that has come before keeps the better answer)
   4. tune     V_v = the BASE model, fine-tuned on the demonstrations and the pool
 
-At the end PPO goes on from V₅ against the newest reward model; V₅ is its reference. (Up to V4 Llama 2 was made without PPO.) The pool is what the authors changed after V3, which had forgotten e.g. how to rhyme.
+At the end PPO goes on from V₅ against the newest reward model; V₅ is its reference. (Up to V4 Llama 2 was made without
+PPO.) The pool is what the authors changed after V3, which had forgotten e.g. how to rhyme.
 
 How much can be won? The best of N samples rises with N while their mean, of course, does not: the gap is what a round can
 teach, and shrinks as the policy learns. rejection.png shows it (the paper draws the median for the mean).
