@@ -2,7 +2,7 @@
 
     python alternatives/hir.py                       # -> hir.pt
     python alternatives/hir.py --no-slices           # whole answers as targets
-    python alternatives/hir.py --label_smoothing 0   # the plain cross-entropy
+    python alternatives/hir.py --label_smoothing 0.2 # the paper's cross-entropy; see below why it is not ours
 
 Nothing is maximised. The goal stands in the text, as one of two instructions p in front of the question q, and an answer
 that misses its goal is a perfect example of the other one. Each round
@@ -16,14 +16,16 @@ that misses its goal is a perfect example of the other one. Each round
         f = a / (a + b),   a = exp(mean log π(y | p*, q, o[:i])),   b = the same under p̄;   f = 1/2 while p is ignored
 
 so that asking for p_ok gets better with every round. The second term tells p_ok and p_bad apart; smoothed by ε = 0.2 it
-is least at f = 0.8 and asks for no more. CE_ε wants a fifth of the probability spread over the whole vocabulary: harmless
-for the paper's answers of a few tokens, but of twelve tokens sampled at temperature 1 then only 0.8¹² = 7 % come clean.
+is least at f = 0.8 and asks for no more.
 
-Deviations. Feedback: one person ranks the different answers to a prompt (the paper: a script knows the right one); those
-with more of the others below than above them get p_ok, the rest p_bad; where all tie nothing is learned (ours). A slice
-inherits what was said of the whole. Contrast: two-way, as in the authors' code (the paper: a softmax over the batch). New
-prompts every round, fewer and shorter rounds; clipped gradients; a GPT, not a T5. The start, PPO's initial policy, has
-never seen the instructions (FLAN-T5 has). Whoever asks hir.pt puts its results["prefix"] in front of the question.
+Deviations. No label smoothing: CE_ε with the paper's ε = 0.2 wants a fifth of the probability spread over the whole
+vocabulary, which is harmless for answers of a few tokens, but of twelve that are sampled at temperature 1 only 0.8¹² = 7 %
+come clean, and the next round learns from the rest. Feedback: one person ranks the different answers to a prompt (the
+paper: a script knows the right one); those with more of the others below than above them get p_ok, the rest p_bad; where
+all tie nothing is learned (ours). A slice inherits what was said of the whole. Contrast: two-way, as in the authors' code
+(the paper: a softmax over the batch). New prompts every round, fewer and shorter rounds; clipped gradients; a GPT, not a
+T5. The start, PPO's initial policy, has never seen the instructions (FLAN-T5 has). Whoever asks hir.pt puts its
+results["prefix"] in front of the question.
 """
 
 import random

@@ -385,3 +385,17 @@ def all_scripts(data, run):
         found[name] = recorder.first
     write_torch(Path(run) / "gradients.pt", found)
     reward.main(settings("reward", Path(data), Path(run), dtype="bfloat16", out=str(Path(run) / "bfloat16"))[1])
+
+
+def test_compiled_blocks_give_the_same_loss(tmp_path, data, run):
+    """--compile, as far as a CPU shows it: in a process of its own, where a C++ compiler is installed."""
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
+    losses = []
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        command = [sys.executable, "sft.py", "--data", str(data), "--out", str(run), "--name", name, "--epochs", "1"]
+        command += ["--dropout", "0", "--max_new_tokens", "4", "--device", "cpu", "--threads", "1", *more]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-1000:]
+        losses.append(json.loads((run / f"{name}.jsonl").read_text().splitlines()[-1])["valid_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
