@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-from data.folder import load_folder_tokenizer, read_comparisons, read_prompts, with_room
+from data.folder import Corpus, load_folder_tokenizer, read_comparisons, read_prompts, with_room
 from machine import Device, prepare, set_up, world
 from model import encode_answer, load_checkpoint, respond, save_checkpoint
 from plumbing import (
@@ -27,6 +27,7 @@ from plumbing import (
     output_folder,
     require,
 )
+from pretrain import lm_loss
 from sft import response_tokens, sft_loss
 
 
@@ -105,15 +106,21 @@ def minibatches(lengths, epochs, batch_size, order):
             step += 1
 
 
-def fine_tune(model, rows, run, epochs, learning_rate, batch_size=32):
-    """Supervised fine-tuning on answers (sft.py's loss), in place. rows: [(ids, length of the prompt)]. -> mean loss"""
-    optimizer, total = adamw(model, learning_rate), 0.0
+def fine_tune(model, rows, run, epochs, learning_rate, batch_size=32, pretrain_mix=0.1):
+    """Supervised fine-tuning on answers, in place, as PPO's start was made: sft.py's loss, a tenth of it on pretraining text.
+
+    rows: [(ids, length of the prompt)]. -> mean loss on the answers
+    """
+    optimizer, total, corpus = adamw(model, learning_rate), 0.0, Corpus(run.cfg.data, "train")
+    window = min(128, model.config.block_size)
     model.requires_grad_(True)
     for step, steps, some in minibatches([len(ids) for ids, _ in rows], epochs, batch_size, run.order):
         model.train()
         batch = [rows[i] for i in some]
         loss = sft_loss(model, batch, run.device)
-        loss.backward()
+        ((1 - pretrain_mix) * loss).backward()
+        pages = corpus.windows(max(1, round(pretrain_mix * batch_size)), window + 1, run.order).to(run.device)
+        (pretrain_mix * lm_loss(model, pages)).backward()
         optimizer_step(optimizer, model, cosine_to_tenth(step, steps, learning_rate), run.cfg.max_grad_norm)
         check_finite(loss.item(), "the loss", f"step {step}", "try a smaller learning rate")
         total += loss.item() * response_tokens(batch)

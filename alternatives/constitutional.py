@@ -87,15 +87,15 @@ def red_team(world, count, valleys, rng, unseen=False):
     return (found * -(-count // len(found)))[:count]
 
 
-def helpful_only(run, world, rng):
-    """Step 0: demonstrations by people who were told only to help."""
+def helpful_only(run, world, rng, learning_rate=1e-3):
+    """Step 0: the pretrained model fine-tuned on demonstrations by people who were told only to help. -> model"""
     shown = [(r["prompt"], r["completion"], True) for r in read_demonstrations(run.cfg.data, "train")]
     shown = [s for s in shown if village.understand(s[0])[0] != "rude"]
     for prompt in red_team(world, len(shown) // 12, village.VALLEYS["train"], rng):
         person = village.understand(prompt)[1]["person"]
         shown.append((prompt, " " + unkind(person, rng), True))
     model = run.load("base")
-    fine_tune(model, run.rows(shown), run, 2, run.cfg.sl_learning_rate)
+    fine_tune(model, run.rows(shown), run, 2, learning_rate)
     return model
 
 
@@ -163,7 +163,7 @@ def main(cfg):
     require(positive >= 1, "--red_team, --revisions, --helpful_prompts, --sl_epochs, --batch_size: at least 1")
     require(0 <= cfg.clamp <= 0.5, f"--clamp {cfg.clamp}: from 0 to 0.5")
     world = load_labelers(cfg.data, "training")[0].world
-    critic, helpful = run.load(cfg.critic), helpful_only(run, world, rng)
+    critic, helpful = run.load(cfg.critic), helpful_only(run, world, rng, cfg.sl_learning_rate)
     save_checkpoint(run.out / "helpful.pt", helpful, run.tokenizer, cfg, 0)
     attacks = red_team(world, cfg.red_team, village.VALLEYS["train"], rng)
     sl, chain = supervised(run, helpful, critic, principles, attacks, rng)

@@ -36,13 +36,13 @@ from reward import accuracy, pair_outcomes, pairs_of
 
 @dataclass
 class Config(Inputs):
-    beta: float = 0.1  # β: how dear it is to leave the reference                              paper: 0.1 to 0.5
+    beta: float = 0.3  # β: how dear it is to leave the reference                              paper: 0.1 to 0.5
     label_smoothing: float = 0.0  # share of the pairs that labelers may have put the wrong way round
     ipo: bool = False  # (h - 1/(2β))² instead of -log σ(βh), h the difference of log-ratios
     best_vs_worst: bool = False  # of every ranking only the best against the worst answer
     epochs: int = 1  # passes over the rankings                                                paper: 1
     batch_size: int = 16  # prompts per step                                                   paper: 64 pairs
-    learning_rate: float = 2e-4  # peak, cosine to a tenth                                     paper: 1e-6
+    learning_rate: float = 1e-4  # peak, cosine to a tenth                                     paper: 1e-6
     eval_every: int = 50  # steps between looks at held-out rankings
     name: str = "dpo"  # writes OUT/NAME.pt
 

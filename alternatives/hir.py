@@ -1,7 +1,7 @@
 """HIR: keep the answer, change the instruction (Zhang et al. 2023, "The Wisdom of Hindsight").
 
     python alternatives/hir.py                       # -> hir.pt
-    python alternatives/hir.py --no-slices           # whole answers as targets
+    python alternatives/hir.py --slices              # random slices of the answers as targets, as in the paper
     python alternatives/hir.py --label_smoothing 0.2 # the paper's cross-entropy; see below why it is not ours
 
 Nothing is maximised. The goal stands in the text, as one of two instructions p in front of the question q, and an answer
@@ -20,7 +20,9 @@ is least at f = 0.8 and asks for no more.
 
 Deviations. No label smoothing: CE_ε with the paper's ε = 0.2 wants a fifth of the probability spread over the whole
 vocabulary, which is harmless for answers of a few tokens, but of twelve that are sampled at temperature 1 only 0.8¹² = 7 %
-come clean, and the next round learns from the rest. Feedback: one person ranks the different answers to a prompt (the
+come clean, and the next round learns from the rest. No slices, and α = 5: a slice of an answer hardly shows whether people
+liked the whole, and with slices the two instructions were not told apart at all (f > 1/2 in 54 % of the answers that people
+had ranked; 63 % with whole answers and α = 5). Round 0 uses those rankings. Feedback: one person ranks the different answers to a prompt (the
 paper: a script knows the right one); those with more of the others below than above them get p_ok, the rest p_bad; where
 all tie nothing is learned (ours). A slice inherits what was said of the whole. Contrast: two-way, as in the authors' code
 (the paper: a softmax over the batch). New prompts every round, fewer and shorter rounds; clipped gradients; a GPT, not a
@@ -39,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 
-from alternatives.common import Inputs, Run, minibatches
+from alternatives.common import Inputs, Run, minibatches, rankings_of_people
 from data.folder import with_room
 from data.labelers import load_labelers
 from model import encode_answer, pad, respond, response_mask
@@ -50,17 +52,18 @@ from plumbing import adamw, check_finite, command_line, optimizer_step, require
 class Config(Inputs):
     good: str = "Answer well.\n"  # p_ok, in front of the prompt; on its own line the prompt keeps its tokens
     bad: str = "Answer badly.\n"  # p_bad
-    rounds: int = 6  # of sampling, asking people, learning                                    code: 31
+    ranked: bool = True  # begin with the answers of PPO's start that people have ranked for reward.py
+    rounds: int = 3  # of sampling, asking people, learning                                    code: 31
     prompts: int = 192  # prompts per round                                                    paper: all
     samples: int = 4  # answers per prompt                                                     paper: 4 (code: 1)
-    epochs: int = 2  # passes over the answers of one round                                    paper: 10
+    epochs: int = 1  # passes over the answers of one round                                    paper: 10
     batch_size: int = 32  # answers per step                                                   paper: 64
     learning_rate: float = 3e-4  # constant                                                    paper: 5e-4
     label_smoothing: float = 0.0  # ε of the cross-entropy                                     paper: 0.2
-    contrast: float = 1.0  # α, weight of telling the two instructions apart                   paper: 1
+    contrast: float = 5.0  # α, weight of telling the two instructions apart                   paper: 1
     contrast_smoothing: float = 0.2  # ε of the contrast                                       code: 0.2
     entropy_coef: float = 0.001  # β, weight of the entropy                                    paper: 0.001
-    slices: bool = True  # targets are random slices of the answers, else whole answers
+    slices: bool = False  # targets are random slices of the answers, else whole answers    paper: slices
     name: str = "hir"  # writes OUT/NAME.pt
 
 
@@ -89,6 +92,17 @@ def hindsight(run, policy, questions, people, rng):
     figures = {"rankings": len(levels), "levels": sum(levels) / len(levels), "p_ok": len(ranks_of[True]) / len(found)}
     figures |= {f"rank_{name}": sum(ranks_of[ok]) / len(ranks_of[ok]) for name, ok in (("ok", True), ("bad", False))}
     return found, figures
+
+
+def already_ranked(run):
+    """Round 0, which shows what the instructions mean: reward.py's rankings, relabelled. -> as `hindsight`"""
+    found = []
+    for r in (r for r in rankings_of_people(run) if r["split"] == "train"):
+        run.cost["labels"] += 1
+        ended = r.get("ended") or [True] * len(r["ranks"])
+        found += [(r["prompt"], *answer) for answer in zip(r["completions"], ended, relabel(r["ranks"]))]
+    require(found, "no ranking of the training split tells answers apart; use --no-ranked")
+    return found, {"rankings": run.cost["labels"], "p_ok": sum(good for *_, good in found) / len(found)}
 
 
 def encode(found, cfg, encoding, block_size):
@@ -182,9 +196,9 @@ def main(cfg):
     policy = run.load("ppo_init")
     questions, held_out = questions_of(run, policy, "train"), questions_of(run, policy, "valid")
     optimizer, rng = adamw(policy, cfg.learning_rate), random.Random(cfg.seed)
-    for n in range(1, cfg.rounds + 1):
+    for n in range(0 if cfg.ranked else 1, cfg.rounds + 1):
         some = rng.sample(questions, min(cfg.prompts, len(questions)))
-        found, figures = hindsight(run, policy, some, people, rng)
+        found, figures = hindsight(run, policy, some, people, rng) if n else already_ranked(run)
         rows = encode(found, cfg, run.encoding, policy.config.block_size)
         r = learn(policy, optimizer, rows, run, rng) | figures
         run.log.write(round=n, answers=len(rows), **r)

@@ -59,7 +59,7 @@ class Config(Inputs):
     samples: int = 8  # K: answers per prompt                                   paper: its figures go from 1 to 100
     temperature: float = 1.0  # of those answers                   paper: tuned each round, 1.2 to 1.3 after some RLHF
     pool: bool = True  # learn from the best of all rounds; --no-pool: of the newest             paper: since V4
-    epochs: int = 1  # passes over demonstrations and picks                                   paper: 2
+    epochs: int = 2  # passes over demonstrations and picks                                   paper: 2
     batch_size: int = 32  # answers per step                                                  paper: 64
     learning_rate: float = 1e-3  # peak, cosine to a tenth                                    paper: 2e-5
     ranked: int = 160  # prompts per round whose answers people rank; 0 = none          paper: 1.4 million pairs in all

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from alternatives import hir
-from data.folder import read_prompts
+from alternatives.common import Run
+from data.folder import read_comparisons, read_prompts
 from model import GPT, GPTConfig, load_checkpoint
 from plumbing import BadInput, adamw, optimizer_step
 
@@ -35,6 +36,7 @@ def make(seed=0, spread=10):
 
 def config(data="", out="", **changes):
     small = dict(data=str(data), out=str(out), rounds=2, prompts=6, samples=3, epochs=1, batch_size=4, max_new_tokens=6)
+    small |= dict(ranked=False, slices=True, contrast=1.0)
     return hir.Config(**small | {"good": "A cat.\n", "bad": "A dog.\n", "device": "cpu", "threads": 1} | changes)
 
 
@@ -399,3 +401,13 @@ def test_it_needs_people_and_does_not_go_on_when_it_diverges(data, run, request)
     with pytest.raises(BadInput, match="learning_rate"):
         hir.main(config(data, run, learning_rate=1e30))
     assert not (run / "hir.pt").exists()
+
+
+def test_round_0_relabels_the_rankings_that_are_there(data, run):
+    r = Run(config(data, run), "x")
+    found, figures = hir.already_ranked(r)
+    train = [c for c in read_comparisons(data / "comparisons.jsonl") if c["split"] == "train"]
+    assert len(found) == 3 * len(train) and figures["rankings"] == r.cost["labels"] == len(train)
+    assert all(good == text.startswith("It is") for _, text, _, good in found) and figures["p_ok"] == pytest.approx(
+        1 / 3
+    )

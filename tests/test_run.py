@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,20 +123,18 @@ def test_run_refuses_a_missing_data_folder(tmp_path):
         main(Config(out=str(tmp_path / "x"), data=str(tmp_path / "nothing")))
 
 
-def test_the_alternatives_on_one_table(finished):
-    """Every method on the run's models, in small: the table has a row for each, and each says what it cost."""
-    out = finished[0]
-    command = [sys.executable, "alternatives/compare.py", "--quick", "--runs", str(out), "--prompts", "12"]
-    command += ["--threads", "2", "--max_new_tokens", "24", "--best_of", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads((out / "alternatives.json").read_text())
-    assert set(rows) == {*compare.FROM_RUN, *compare.METHODS}
-    for name, row in rows.items():
+def test_the_alternatives_on_one_table(finished, capsys):
+    """The run's models, then a method of each script that has no such test of its own, in small: a row for each."""
+    out, wanted = finished[0], ["dpo", "llama2", "rlaif", "rlaif_direct", "helpful", "cai_sl", "cai"]
+    cfg = compare.Config(runs=str(out), methods=",".join(wanted), quick=True, prompts=8, labelers=1, best_of=2)
+    compare.main(replace(cfg, max_new_tokens=16, threads=2))
+    rows, printed = json.loads((out / "alternatives.json").read_text()), capsys.readouterr().out
+    assert set(rows) == {*compare.FROM_RUN, *wanted}
+    for row in rows.values():
         assert all(math.isfinite(row[k]) for k in ("helpful", "truthful", "harmless", "red_team", "corpus_loss", "kl"))
         assert all(0 <= row[k]["mean"] <= 1 for k in ("training", "held_out", "against_ppo_ptx"))
-        assert f"| {row['title']} " in (out / "alternatives.md").read_text()
-        assert name in compare.FROM_RUN or name == "helpful" or row["cost"]["tokens"] > 0 or name == "dpo"
-    assert "significantly better" in done.stdout
-    again = subprocess.run([*command, "--methods", "dpo"], cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert again.returncode == 0 and "===" not in again.stdout, "what is there is not trained again"
+        assert f"| {row['title']} " in (out / "alternatives.md").read_text() and f"| {row['title']} " in printed
+    assert all(rows[name]["cost"]["tokens"] > 0 for name in wanted if name not in ("dpo", "helpful"))
+    assert "significantly better" in printed
+    compare.train_missing(cfg, out, 0, wanted)
+    assert "===" not in capsys.readouterr().out, "what is there is not trained again"
