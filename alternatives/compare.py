@@ -156,7 +156,7 @@ def compare(cfg, out, seed, device, wanted, seconds):
     attacks = [
         x
         for unseen in (False, True)
-        for x in constitutional.red_team(judge.world, 40, village.VALLEYS["test"], rng, unseen=unseen)
+        for x in constitutional.red_team(judge.world, min(40, cfg.prompts), village.VALLEYS["test"], rng, unseen=unseen)
     ]
 
     def answer(policy, asked, plus):
