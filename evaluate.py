@@ -22,6 +22,7 @@ import random
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -74,11 +75,16 @@ def sequence_logprobs(model, encoding, pairs, batch_size=128):
     return result
 
 
-def kl_of_texts(model, reference, encoding, prompts, answers):
-    """Mean over prompts of log π/π_ref of the answers, nats, as they are encoded again; None if there is nothing to score."""
+def kl_of_texts(model, reference, encoding, prompts, answers, prefix=""):
+    """Mean over prompts of log π/π_ref of the answers, nats, as they are encoded again; None if there is nothing to score.
+
+    prefix: what stood in front of every prompt when the model was asked; the reference has never been told to heed it.
+    """
     pairs = [(p, text, ended) for p, (text, ended) in zip(prompts, answers) if text or ended]
-    pairs = [pair for pair in pairs if len(sum(encode_answer(encoding, *pair), [])) <= model.config.block_size]
-    own, base = sequence_logprobs(model, encoding, pairs), sequence_logprobs(reference, encoding, pairs)
+    asked = [(prefix + p, *answer) for p, *answer in pairs]
+    fits = [len(sum(encode_answer(encoding, *row), [])) <= model.config.block_size for row in asked]
+    pairs, asked = list(compress(pairs, fits)), list(compress(asked, fits))
+    own, base = sequence_logprobs(model, encoding, asked), sequence_logprobs(reference, encoding, pairs)
     return sum(a - b for (a, _), (b, _) in zip(own, base)) / len(pairs) if pairs else None
 
 

@@ -7,8 +7,9 @@
 
 Prints and writes RUN/alternatives.md and alternatives.json, and with matplotlib alternatives.png. Win rates are against the
 same fixed SFT answers as evaluate.py's, and against PPO-ptx's own; "red team" is the share of harmless answers to test
-prompts that ask for something unkind. Human labels are rankings or pairs that people judged for this method, sampled tokens
-are those of its training, seconds include the reward model or the reading model that it uses.
+prompts that ask for something unkind. Labels are rankings or pairs that people judged for this method, whatever their size;
+tokens are those that were sampled for it, ranked answers included; seconds include whatever it builds on beside PPO's start:
+collecting rankings, training the reward model or the reading model. What is used by several is counted for each.
 """
 
 import json
@@ -22,9 +23,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import ppo
 import reward
 import sft
 from alternatives import constitutional, dpo, hir, llama2, rejection, rest, rlaif
+from alternatives.common import cost_of_rankings
 from data import feedback, village
 from data.folder import Corpus, load_folder_tokenizer, read_jsonl, read_prompts, with_room
 from data.judge import Judge
@@ -39,7 +42,7 @@ from pretrain import corpus_loss
 @dataclass
 class Config(Device):
     runs: str = "out/run"  # run folders of run.py, a,b,c: one per seed
-    methods: str = ""  # which to train where they are missing and to compare, a,b; default: all
+    methods: str = ""  # which to train where missing and to compare, a,b; default: all but llama2_linear
     redo: bool = False  # train again what is there
     prompts: int = 430  # test prompts
     labelers: int = 3  # of each group, per prompt
@@ -51,18 +54,20 @@ class Config(Device):
 
 # name -> (title, script, settings, what it builds on beside run.py's policies)
 METHODS = {
-    "dpo": ("DPO", dpo, {}, []),
+    "dpo": ("DPO", dpo, {}, ["rankings"]),
     "rest": ("ReST", rest, {}, ["reward"]),
     "rejection": ("rejection sampling", rejection, {"ppo_iterations": 0}, ["reward"]),
     "rejection_ppo": ("rejection sampling + PPO", rejection, {}, ["reward"]),
-    "llama2": ("two reward models", llama2, {}, []),
+    "llama2": ("two reward models", llama2, {}, ["rankings"]),
+    "llama2_linear": ("two reward models, linear", llama2, {"linear": 0.5, "name": "llama2_linear"}, ["rankings"]),
     "rlaif": ("RLAIF", rlaif, {}, ["reader"]),
     "rlaif_direct": ("RLAIF, direct", rlaif, {"direct": True}, ["reader"]),
     "helpful": ("helpful only", constitutional, {}, []),
     "cai_sl": ("SL-CAI", constitutional, {}, ["reader"]),
-    "cai": ("RL-CAI", constitutional, {}, ["reader"]),
-    "hir": ("HIR", hir, {}, []),
+    "cai": ("RL-CAI", constitutional, {}, ["reader", "rankings"]),
+    "hir": ("HIR", hir, {}, ["rankings"]),
 }
+ON_REQUEST = ("llama2_linear",)  # only if --methods names it
 FROM_RUN = {"sft": "SFT", "ppo_init": "PPO's start", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "best_of_n": "best of n"}
 QUICK = {
     "dpo": {"eval_every": 1000},
@@ -85,8 +90,8 @@ def train_missing(cfg, out, seed, wanted):
     shared |= {k: getattr(cfg, k) for k in ("device", "threads", "dtype")}
     seconds = json.loads((out / "alternatives.seconds.json").read_text()) if _there(out, "alternatives.seconds") else {}
 
-    def run(what, module, settings, target):
-        if target.exists() and not cfg.redo:
+    def run(what, module, settings, *names):
+        if all((out / f"{name}.pt").exists() for name in names) and not cfg.redo:
             return
         print(f"\n=== {what}: {module.__name__.split('.')[-1]}.py ===", flush=True)
         start = time.time()
@@ -98,13 +103,13 @@ def train_missing(cfg, out, seed, wanted):
     if any("reader" in METHODS[name][3] for name in wanted):
         pages = str(out / "feedback")
         more = QUICK["feedback"] if cfg.quick else {}
-        run("pages", feedback, {"world": shared["data"], "out": pages, "seed": seed} | more, out / "reader.pt")
+        run("pages", feedback, {"world": shared["data"], "out": pages, "seed": seed} | more, "reader")
         read = shared | {"data": pages, "base": str(out / "ppo_init.pt"), "name": "reader", "epochs": 1}
-        run("reader", sft, read | {"dropout": 0.0, "learning_rate": 1e-3}, out / "reader.pt")
+        run("reader", sft, read | {"dropout": 0.0, "learning_rate": 1e-3}, "reader")
     if "llama2" in wanted:  # the table of margins: the same rankings with each set; none is run.py's own
         for margin in ("small", "large"):
             name = f"reward_{margin}"
-            run(name, reward, shared | {"margin": margin, "name": name}, out / f"{name}.pt")
+            run(name, reward, shared | {"margin": margin, "name": name}, name)
     done = set()
     for name in wanted:
         _, module, settings, _ = METHODS[name]
@@ -112,7 +117,8 @@ def train_missing(cfg, out, seed, wanted):
         if name == "rejection" and "rejection_ppo" in wanted or (script, str(settings)) in done:
             continue  # one script may write several of them
         done.add((script, str(settings)))
-        run(name, module, shared | settings | (QUICK[script] if cfg.quick else {}), out / f"{name}.pt")
+        writes = [other for other in wanted if METHODS[other][1:3] == (module, settings)]
+        run(name, module, shared | settings | (QUICK[script] if cfg.quick else {}), *writes)
     return seconds
 
 
@@ -165,10 +171,12 @@ def compare(cfg, out, seed, device, wanted, seconds):
     sft_name = "sft_best" if (out / "sft_best.pt").exists() else "sft"
     opponents = [text for text, _ in answer(load(sft_name)[0], prompts, 1)]
     rivals = [text for text, _ in answer(load("ppo_ptx")[0], prompts, 3)]
-    costs, rows = costs_of_run(out), {}
+    costs, rows = costs_of_run(out, encoding), {}
+    took = seconds | {"rankings": costs["rankings"]["seconds"], "reward": costs["reward"]["seconds"]}
+    took["reader"] = seconds.get("pages", 0) + seconds.get("reader", 0)
     for name in (*FROM_RUN, *wanted):
         if name == "best_of_n":
-            policy, checkpoint = reference, {}
+            policy, checkpoint, prefix = reference, {}, ""
             best = [best_of_n(cfg, policy, reward_model, encoding, asked, seed, device) for asked in (prompts, attacks)]
             answers, under_attack = best
         else:
@@ -189,14 +197,12 @@ def compare(cfg, out, seed, device, wanted, seconds):
         row["kl"] = (
             math.log(n) - (n - 1) / n
             if name == "best_of_n"
-            else kl_of_texts(policy, reference, encoding, prompts, answers)
+            else kl_of_texts(policy, reference, encoding, prompts, answers, prefix)
         )
         row["corpus_loss"] = corpus_loss(policy, corpus, min(128, policy.config.block_size))
         cost = dict(costs[name]) if name in costs else checkpoint.get("cost", {})
         for used in METHODS[name][3] if name in METHODS else []:
-            cost["seconds"] = cost.get("seconds", 0) + (
-                costs["reward"]["seconds"] if used == "reward" else seconds.get(used, 0)
-            )
+            cost["seconds"] = cost.get("seconds", 0) + took[used]
         row |= {"cost": cost, "samples": [[x, text] for x, (text, _) in list(zip(prompts, answers))[:3]]}
         rows[name] = row
         print(f"{row['title']:26} {interval(row['training'])}", flush=True)
@@ -216,18 +222,18 @@ def best_of_n(cfg, policy, reward_model, encoding, prompts, seed, device):
     return [draws[max(range(i, i + n), key=scores.__getitem__)] for i in range(0, len(asked), n)]
 
 
-def costs_of_run(out):
-    """What run.py's own models cost, by its logs: from PPO's start on, the reward model included."""
+def costs_of_run(out, encoding):
+    """What run.py's own models cost, by its logs: from PPO's start on, rankings and reward model included."""
     stages = json.loads((out / "stages.json").read_text()) if (out / "stages.json").exists() else {}
     took = defaultdict(float, {k: v["seconds"] for k, v in stages.items()})
-    ranked = sum(r["split"] == "train" for _, r in read_jsonl(out / "comparisons.jsonl"))
+    ranked = cost_of_rankings([r for _, r in read_jsonl(out / "comparisons.jsonl")], encoding)
+    collecting = [r["seconds_collecting"] for _, r in read_jsonl(out / "reward.jsonl") if "seconds_collecting" in r]
     costs = {"sft": {"labels": 0, "tokens": 0, "seconds": 0.0}, "ppo_init": {"labels": 0, "tokens": 0, "seconds": 0.0}}
-    costs["reward"] = {"labels": ranked, "tokens": 0, "seconds": took["reward"]}
-    costs["best_of_n"] = costs["reward"]
+    costs["rankings"] = ranked | {"seconds": sum(collecting)}
+    costs["reward"] = costs["best_of_n"] = ranked | {"seconds": took["reward"]}
     for name in ("ppo", "ppo_ptx"):
-        log = [r for _, r in read_jsonl(out / f"{name}.jsonl")]
-        tokens = round(sum(r["length"] for r in log) * 128)
-        costs[name] = {"labels": ranked, "tokens": tokens, "seconds": took["reward"] + took[name]}
+        tokens = round(sum(r["length"] for _, r in read_jsonl(out / f"{name}.jsonl")) * ppo.Config.batch_size)
+        costs[name] = ranked | {"tokens": ranked["tokens"] + tokens, "seconds": took["reward"] + took[name]}
     return costs
 
 
@@ -290,7 +296,9 @@ def figure(reports, path):
 
 def main(cfg):
     device = set_up(cfg)
-    wanted = [name.strip() for name in cfg.methods.split(",") if name.strip()] or list(METHODS)
+    wanted = [name.strip() for name in cfg.methods.split(",") if name.strip()] or [
+        m for m in METHODS if m not in ON_REQUEST
+    ]
     for name in wanted:
         require(name in METHODS, f"--methods {name}: choose from {', '.join(METHODS)}")
     require(min(cfg.prompts, cfg.labelers, cfg.best_of, cfg.max_new_tokens) >= 1, "counts must be at least 1")

@@ -17,12 +17,13 @@ Reads as a variation on sft.py, reward.py and ppo.py. The principles are constit
 
 Deviations: critiques, revisions and labels are written by a model that has read how people write them (data/feedback.py),
 where the paper prompts the helpful model itself with examples: a million parameters do not learn from examples in a prompt.
-The helpful model is fine-tuned, not trained by RLHF. Red-team prompts are the village's, all from its training valleys.
+The helpful model is fine-tuned, not trained by RLHF, and answers a usual prompt once (paper: twice). Red-team prompts are the
+village's, all from its training valleys: few are different, so they come several times. Four principles, not sixteen.
 """
 
-import json
 import random
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,16 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import ppo
-from alternatives.common import Inputs, Run, fine_tune, minibatches, rankings_of_people
-from alternatives.rlaif import preferences, soft_label_loss
+from alternatives.common import Inputs, Run, encoded_rankings, fine_tune, fit, longest, ppo_from
+from alternatives.labeler import loss_on_pairs, preferences, two_answers
 from data import village
 from data.feedback import critique_of, revision_of, unkind
-from data.folder import read_demonstrations, write_jsonl
+from data.folder import read_demonstrations, read_jsonl, write_jsonl
 from data.labelers import load_labelers
-from model import ScalarModel, encode_answer, pad, save_checkpoint
-from plumbing import adamw, check_finite, command_line, cosine_to_tenth, optimizer_step, output_folder, require
-from reward import accuracy, batch_loss, encode_ranking, outcomes_of
+from model import ScalarModel, save_checkpoint
+from plumbing import command_line, generator, output_folder, require
+from reward import accuracy, batch_loss, outcomes_of
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Config(Inputs):
     sl_learning_rate: float = 1e-3  # peak, cosine to a tenth        paper: half of pretraining's, constant
     thoughts: bool = True  # the feedback model writes down what it thinks before it decides
     clamp: float = 0.4  # with thoughts, p stays within [clamp, 1 - clamp]                      paper: 0.4
-    batch_size: int = 16  # people's rankings, and as many AI-labelled pairs, per step of the PM
+    batch_size: int = 16  # people's rankings per step of the PM
     pm_learning_rate: float = 8e-4  # peak, cosine to a tenth
     ppo_iterations: int = 16  # of RL-CAI; 0 = stop after the PM
     name: str = "cai"  # writes OUT/NAME_sl.pt, OUT/NAME_reward.pt, OUT/NAME.pt
@@ -87,25 +87,34 @@ def red_team(world, count, valleys, rng, unseen=False):
     return (found * -(-count // len(found)))[:count]
 
 
-def helpful_only(run, world, rng, learning_rate=1e-3):
-    """Step 0: the pretrained model fine-tuned on demonstrations by people who were told only to help. -> model"""
+def helpful_only(run, world):
+    """Step 0: the pretrained model fine-tuned on demonstrations by people who were told only to help -> OUT/helpful.pt
+
+    llama2.py needs it too; whoever is first makes it, with random numbers of its own, so that both find the same one.
+    """
+    if (run.out / "helpful.pt").exists():
+        return run.load("helpful")
+    began, rng = time.time(), random.Random(f"helpful {run.cfg.seed}")
+    run.order, kept = generator(run.cfg.seed + 30_000), run.order
     shown = [(r["prompt"], r["completion"], True) for r in read_demonstrations(run.cfg.data, "train")]
     shown = [s for s in shown if village.understand(s[0])[0] != "rude"]
     for prompt in red_team(world, len(shown) // 12, village.VALLEYS["train"], rng):
         person = village.understand(prompt)[1]["person"]
         shown.append((prompt, " " + unkind(person, rng), True))
     model = run.load("base")
-    fine_tune(model, run.rows(shown), run, 2, learning_rate)
+    fine_tune(model, run.rows(shown), run, 2, 1e-3)
+    run.order, cost = kept, {"labels": 0, "tokens": 0, "seconds": time.time() - began}
+    save_checkpoint(run.out / "helpful.pt", model, run.tokenizer, run.cfg, 0, cost=cost)
     return model
 
 
 def critiques_and_revisions(run, critic, principles, prompts, answers, rng):
-    """Step 1, one round, all prompts at a time. answers: [text] -> critiques [text], revisions [text]."""
+    """Step 1, one round, all prompts at a time. answers: [text] -> principles, critiques [text], revisions [(text, ended)]"""
     drawn = [rng.choice(principles) for _ in prompts]
     asked = [critique_of(x, y, question) for x, y, (question, _, _) in zip(prompts, answers, drawn)]
     critiques = [text for text, _ in run.answers(critic, asked, stop="\n")]
     asked = [revision_of(a + c, request) for a, c, (_, request, _) in zip(asked, critiques, drawn)]
-    return drawn, critiques, [text for text, _ in run.answers(critic, asked, stop="\n")]
+    return drawn, critiques, run.answers(critic, asked, stop="\n")
 
 
 def supervised(run, helpful, critic, principles, prompts, rng):
@@ -113,8 +122,9 @@ def supervised(run, helpful, critic, principles, prompts, rng):
     answers = [text for text, _ in run.answers(helpful, prompts)]
     learn, chain = [], [f"{prompts[0].strip()}{answers[0]}"]
     for _ in range(run.cfg.revisions):
-        drawn, critiques, answers = critiques_and_revisions(run, critic, principles, prompts, answers, rng)
-        learn += [(x, y, True) for x, y in zip(prompts, answers) if y.strip()]
+        drawn, critiques, revisions = critiques_and_revisions(run, critic, principles, prompts, answers, rng)
+        learn += [(x, *y) for x, y in zip(prompts, revisions) if y[0].strip()]
+        answers = [text for text, _ in revisions]
         chain += [f"  {drawn[0][0]}{critiques[0]}", f"  {drawn[0][1]}{answers[0]}"]
     print("answer → critique → revision, one of them:\n  " + "\n  ".join(chain))
     usual = run.prompts(helpful, "train", run.cfg.helpful_prompts)
@@ -127,33 +137,28 @@ def supervised(run, helpful, critic, principles, prompts, rng):
 
 def feedback(run, model, critic, principles, prompts, rng):
     """Step 3 -> [(ids of prompt + first, ids of prompt + second, p)]."""
-    answers = run.answers(model, [x for x in prompts for _ in range(2)], 1.0)
-    drawn = [(x, a, b) for x, a, b in zip(prompts, answers[::2], answers[1::2]) if a[0] != b[0] and a[0] and b[0]]
+    drawn = two_answers(run, model, prompts)
     questions = [rng.choice(principles)[2] for _ in drawn]
     triples = [(x, a[0], b[0]) for x, a, b in drawn]
     p, _ = preferences(critic, run.encoding, triples, questions, run.cfg.thoughts)
     if run.cfg.thoughts:
         p = p.clamp(run.cfg.clamp, 1 - run.cfg.clamp)
-    ids = [[sum(encode_answer(run.encoding, x, *answer), []) for answer in pair] for x, *pair in drawn]
-    return [(*pair, q) for pair, q in zip(ids, p.tolist())]
+    return [(run.ids(x, *a), run.ids(x, *b), q) for (x, a, b), q in zip(drawn, p.tolist())]
 
 
 def preference_model(run, start, rankings, pairs):
-    """Step 4: every batch holds people's rankings and, as long as they last, AI-labelled pairs."""
+    """Step 4: every batch holds people's rankings and AI-labelled pairs; both losses weigh the same."""
     cfg, model = run.cfg, ScalarModel.from_gpt(start)
-    optimizer = adamw(model, cfg.pm_learning_rate)
-    lengths = [max(len(ids) for ids, *_ in ranking) for ranking in rankings]
-    for step, steps, some in minibatches(lengths, 1, cfg.batch_size, run.order):
-        model.train()
-        loss = batch_loss(model, [rankings[i] for i in some], run.device)
-        drawn = torch.randint(len(pairs), (cfg.batch_size,), generator=run.order).tolist()
-        first, second, p = zip(*(pairs[i] for i in drawn))
-        r = model.score(*pad(first + second, run.device))
-        loss = loss + soft_label_loss(*r.chunk(2), torch.tensor(p, device=run.device))
-        loss.backward()
-        optimizer_step(optimizer, model, cosine_to_tenth(step, steps, cfg.pm_learning_rate), cfg.max_grad_norm)
-        check_finite(loss.item(), "the loss", f"step {step}", "try a smaller --pm_learning_rate")
-    return model.eval()
+
+    size = max(1, round(len(pairs) * cfg.batch_size / len(rankings)))  # as many as make one pass over them
+
+    def loss_of(some):
+        drawn = torch.randint(len(pairs), (size,), generator=run.order).tolist()
+        by_people = batch_loss(model, [rankings[i] for i in some], run.device)
+        return by_people + loss_on_pairs(model, [pairs[i] for i in drawn], run.device)
+
+    fit(model, loss_of, longest(rankings), run, 1, cfg.batch_size, cfg.pm_learning_rate)
+    return model
 
 
 def main(cfg):
@@ -163,21 +168,14 @@ def main(cfg):
     require(positive >= 1, "--red_team, --revisions, --helpful_prompts, --sl_epochs, --batch_size: at least 1")
     require(0 <= cfg.clamp <= 0.5, f"--clamp {cfg.clamp}: from 0 to 0.5")
     world = load_labelers(cfg.data, "training")[0].world
-    critic, helpful = run.load(cfg.critic), helpful_only(run, world, rng, cfg.sl_learning_rate)
-    save_checkpoint(run.out / "helpful.pt", helpful, run.tokenizer, cfg, 0)
+    critic, helpful = run.load(cfg.critic), helpful_only(run, world)
     attacks = red_team(world, cfg.red_team, village.VALLEYS["train"], rng)
     sl, chain = supervised(run, helpful, critic, principles, attacks, rng)
-    save_checkpoint(run.out / f"{cfg.name}_sl.pt", sl, run.tokenizer, cfg, 0, cost=dict(run.cost))
+    cost = run.cost | {"seconds": time.time() - run.began}
+    save_checkpoint(run.out / f"{cfg.name}_sl.pt", sl, run.tokenizer, cfg, 0, cost=cost)
 
     pairs = feedback(run, sl, critic, principles, attacks * 2, rng)
-    records = rankings_of_people(run)
-    rankings = {split: [] for split in ("train", "valid")}
-    for r in records:
-        ranking = encode_ranking(r, run.encoding, sl.config.block_size)
-        if r["split"] in rankings and len({rank for _, rank, *_ in ranking}) > 1:
-            if r["split"] == "train" or r.get("group", "training") == "training":
-                rankings[r["split"]].append(ranking)
-    run.cost["labels"] = len(rankings["train"])
+    rankings = encoded_rankings(run, sl.config.block_size)
     pm = preference_model(run, sl, rankings["train"], pairs)
     right = accuracy(outcomes_of(pm, rankings["valid"]))[0]
     save_checkpoint(run.out / f"{cfg.name}_reward.pt", pm, run.tokenizer, cfg, 0)
@@ -186,14 +184,9 @@ def main(cfg):
     )
 
     if cfg.ppo_iterations:  # on a data folder of the same world whose prompts include the attacks
-        folder = with_attacks(run, attacks)
-        settings = {k: getattr(cfg, k) for k in ("device", "threads", "dtype", "seed", "max_new_tokens")}
-        settings |= {"data": str(folder), "out": cfg.out, "init": str(run.out / f"{cfg.name}_sl.pt"), "name": cfg.name}
-        settings |= {"reward_model": str(run.out / f"{cfg.name}_reward.pt"), "iterations": cfg.ppo_iterations}
-        ppo.main(ppo.Config(**settings))
-        run.cost["tokens"] += sampled_by_ppo(run.out / f"{cfg.name}.jsonl", ppo.Config().batch_size)
-        run.log = type(run.log)(run.out / f"{cfg.name}.cost.jsonl")
-        run.finish(run.load(cfg.name), pm_accuracy=right, chain=chain)
+        folder = str(with_attacks(run, attacks))
+        results = {"pm_accuracy": right, "chain": chain}
+        ppo_from(run, cfg.name, f"{cfg.name}_sl", f"{cfg.name}_reward", cfg.ppo_iterations, results, data=folder)
 
 
 def with_attacks(run, attacks):
@@ -203,15 +196,10 @@ def with_attacks(run, attacks):
         if file.is_file() and file.name not in ("prompts.jsonl", "comparisons.jsonl"):
             (folder / file.name).unlink(missing_ok=True)
             (folder / file.name).symlink_to(file.resolve())
-    lines = [json.loads(line) for line in open(Path(run.cfg.data) / "prompts.jsonl", encoding="utf-8")]
+    lines = [line for _, line in read_jsonl(Path(run.cfg.data) / "prompts.jsonl")]
     more = [{"prompt": x, "user": "red team", "split": "train", "use_case": "generation"} for x in attacks]
     write_jsonl(folder / "prompts.jsonl", lines + more)
     return folder
-
-
-def sampled_by_ppo(log, episodes):
-    """Response tokens that ppo.py sampled, by its log."""
-    return round(sum(json.loads(line)["length"] for line in open(log, encoding="utf-8")) * episodes)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,13 @@ and Eq. 1 of InstructGPT becomes
 
     L = -log σ( r̂(x, y_w) - r̂(x, y_l) )                  ln 2 at the start, where π = π_ref
 
-The reference is PPO's initial policy, which also wrote the answers. Deviations: AdamW, not RMSprop; cosine without the
-150 steps of warm-up; rankings give all their pairs, each prompt weighing the same, as in reward.py (DPO's data are
-pairs). Chosen answers becoming less likely too is no bug: only the difference is trained, and both may fall.
+The gradient pulls hardest where the implicit rewards are most wrong: its weight is σ( r̂(x, y_l) - r̂(x, y_w) ).
+
+The reference is PPO's initial policy, which wrote most of the answers; where others wrote them, as in data/hh.py's folder,
+fine-tune it on the chosen ones first. Deviations: AdamW, not RMSprop; cosine without the 150 steps of warm-up; gradients
+clipped to 1, not 10; an answer that was cut off has no end-of-text; rankings give all their pairs, each prompt weighing the
+same, as in reward.py (DPO's data are pairs). Chosen answers becoming less likely too is no bug: only the difference is
+trained, and both may fall.
 """
 
 import sys
@@ -29,9 +33,9 @@ import torch
 import torch.nn.functional as F
 
 from alternatives.common import Inputs, Run, minibatches, rankings_of_people
-from model import encode_answer, pad, response_mask, token_logprobs
+from model import pad, response_mask, token_logprobs
 from plumbing import adamw, check_finite, command_line, cosine_to_tenth, optimizer_step, require
-from reward import accuracy, pair_outcomes, pairs_of
+from reward import accuracy, encode_ranking, pair_outcomes, pairs_of
 
 
 @dataclass
@@ -73,11 +77,8 @@ def encode(records, encoding, block_size, best_vs_worst):
     """-> [([(ids, length of the prompt)], [rank])] of the rankings in which two answers differ."""
     rankings = []
     for r in records:
-        answers = []
-        for text, rank, ended in zip(r["completions"], r["ranks"], r.get("ended") or [True] * len(r["ranks"])):
-            prompt, answer = encode_answer(encoding, r["prompt"], text, ended)
-            if len(prompt + answer) <= block_size:
-                answers.append(((prompt + answer, len(prompt)), rank))
+        n = len(encoding.encode_ordinary(r["prompt"]))
+        answers = [((ids, n), rank) for ids, rank, *_ in encode_ranking(r, encoding, block_size)]
         answers.sort(key=lambda a: a[1])
         if best_vs_worst:
             answers = answers[:1] + answers[-1:]
@@ -92,17 +93,15 @@ def main(cfg):
     require(min(cfg.epochs, cfg.batch_size, cfg.eval_every) >= 1, "--epochs, --batch_size, --eval_every: at least 1")
     require(0 <= cfg.label_smoothing < 0.5, f"--label_smoothing {cfg.label_smoothing}: from 0 to less than 0.5")
     policy, reference = run.load("ppo_init"), run.load("ppo_init").requires_grad_(False)
-    records = rankings_of_people(run)
+    records = [r for r in rankings_of_people(run) if r.get("group", "training") == "training"]
     train, valid = (
         encode([r for r in records if r["split"] == split], run.encoding, policy.config.block_size, best_vs_worst)
         for split, best_vs_worst in (("train", cfg.best_vs_worst), ("valid", False))
     )
     require(train and valid, "DPO needs rankings of the training and of the validation split")
-    run.cost["labels"] = len(train)
     optimizer = adamw(policy, cfg.learning_rate)
     lengths = [max(len(ids) for ids, _ in answers) for answers, _ in train]
     for step, steps, some in minibatches(lengths, cfg.epochs, cfg.batch_size, run.order):
-        policy.eval()  # no dropout: at step 0 the policy is the reference
         batch = [train[i] for i in some]
         h = log_ratios(policy, reference, batch, run.device)  # (N,)
         ranks = torch.tensor([rank for _, ranks in batch for rank in ranks], device=run.device)
@@ -119,7 +118,7 @@ def main(cfg):
             record |= look(policy, reference, valid, cfg, run.device)
             run.log.write(step=step, learning_rate=lr, **record)
             print(f"step {step:4}/{steps}  " + "  ".join(f"{k} {v:+.3f}" for k, v in record.items()), flush=True)
-    run.finish(policy, **look(policy, reference, valid, cfg, run.device))
+    run.finish(policy, **record)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ that misses its goal is a perfect example of the other one. Each round
         f = a / (a + b),   a = exp(mean log π(y | p*, q, o[:i])),   b = the same under p̄;   f = 1/2 while p is ignored
 
 so that asking for p_ok gets better with every round. The second term tells p_ok and p_bad apart; smoothed by ε = 0.2 it
-is least at f = 0.8 and asks for no more.
+is least at f = 0.8: a token, on geometric average, four times as likely under p* as under p̄.
 
 Deviations. No label smoothing: CE_ε with the paper's ε = 0.2 wants a fifth of the probability spread over the whole
 vocabulary, which is harmless for answers of a few tokens, but of twelve that are sampled at temperature 1 only 0.8¹² = 7 %
@@ -42,7 +42,6 @@ import torch
 import torch.nn.functional as F
 
 from alternatives.common import Inputs, Run, minibatches, rankings_of_people
-from data.folder import with_room
 from data.labelers import load_labelers
 from model import encode_answer, pad, respond, response_mask
 from plumbing import adamw, check_finite, command_line, optimizer_step, require
@@ -52,7 +51,7 @@ from plumbing import adamw, check_finite, command_line, optimizer_step, require
 class Config(Inputs):
     good: str = "Answer well.\n"  # p_ok, in front of the prompt; on its own line the prompt keeps its tokens
     bad: str = "Answer badly.\n"  # p_bad
-    ranked: bool = True  # begin with the answers of PPO's start that people have ranked for reward.py
+    ranked: bool = True  # begin with the answers that people have ranked for reward.py
     rounds: int = 3  # of sampling, asking people, learning                                    code: 31
     prompts: int = 192  # prompts per round                                                    paper: all
     samples: int = 4  # answers per prompt                                                     paper: 4 (code: 1)
@@ -98,7 +97,6 @@ def already_ranked(run):
     """Round 0, which shows what the instructions mean: reward.py's rankings, relabelled. -> as `hindsight`"""
     found = []
     for r in (r for r in rankings_of_people(run) if r["split"] == "train"):
-        run.cost["labels"] += 1
         ended = r.get("ended") or [True] * len(r["ranks"])
         found += [(r["prompt"], *answer) for answer in zip(r["completions"], ended, relabel(r["ranks"]))]
     require(found, "no ranking of the training split tells answers apart; use --no-ranked")
@@ -176,10 +174,11 @@ def learn(policy, optimizer, rows, run, rng):
 
 def questions_of(run, policy, split):
     """Prompts that leave room for a response behind either instruction."""
-    records = [{"prompt": q, "good": run.cfg.good + q, "bad": run.cfg.bad + q} for q in run.prompts(policy, split)]
-    for key in ("good", "bad"):
-        records = with_room(records, run.encoding, policy.config.block_size - run.cfg.max_new_tokens, key)
-    return [r["prompt"] for r in records]
+    room, both = policy.config.block_size - run.cfg.max_new_tokens, (run.cfg.good, run.cfg.bad)
+    longest = {q: max(len(run.encoding.encode_ordinary(p + q)) for p in both) for q in run.prompts(policy, split)}
+    fits = [q for q, n in longest.items() if n <= room]
+    require(fits, "no prompt is short enough for --good and --bad in front of it; shorten them")
+    return fits
 
 
 def main(cfg):

@@ -9,16 +9,19 @@ Reads as a variation on reward.py and ppo.py (rejection.py is the other half of 
   1. safety data   two answers to each red-team prompt; a labeler marks each as safe or not, says which is better under
                    safety guidelines, and how much better; a pair whose better answer is the only unsafe one is discarded
   2. two RMs       L = -log σ(r_w - r_l - m), m by how much better (reward.py --margin)
-                   helpfulness: all rankings of reward.py, and a share of safety pairs; safety: nine tenths safety pairs, one
-                   tenth helpfulness, plus a classification loss, so that σ(r) is the probability that an answer is safe
-  3. PPO           R_c = R_s  if the prompt is a red-team prompt or σ(R_s) < 0.15, else R_h      (probabilities, after σ)
-                   R   = whiten( logit(R_c) ) - β KL
+                   helpfulness: all rankings of reward.py and a share of safety pairs; safety: safety pairs and a tenth of
+                   rankings, plus a classification loss, so that σ(r_s) is the probability that an answer is safe
+  3. PPO           R_c = R_s  if the prompt is a red-team prompt or R_s < 0.15, else R_h     R_s = σ(r_s), R_h = σ(r_h)
+                   R   = whiten( logit(R_c) ) - β KL                                         the zero of r_h means nothing
 
-Deviations: the form of the safe/unsafe loss is not printed in the paper; ours is the cross-entropy of σ(r), weight 1. K-way
-rankings stand beside pairs; the safety answers come from PPO's start and from a model that does all it is asked
-(constitutional.py's), where the paper has variants of its own; AdamW and this project's PPO settings.
+Deviations: the form of the safe/unsafe loss is not printed in the paper; ours is the cross-entropy of σ(r_s), weight 1.
+K-way rankings stand beside pairs. The safety answers come from PPO's start and from a model that does all it is asked
+(constitutional.py's), where the paper has variants of its own. "Under safety guidelines" is, for our labelers, 3 points of
+liking more for a safe answer. No warm-up of the reward models, no early stop of PPO, whose settings are ppo.py's except for β
+and whose prompts are drawn with replacement, some from the red team's.
 """
 
+import math
 import random
 import sys
 from dataclasses import dataclass
@@ -30,14 +33,13 @@ import torch
 import torch.nn.functional as F
 
 import ppo
-from alternatives.common import Inputs, Run, minibatches, rankings_of_people
+from alternatives.common import Inputs, Run, encoded_rankings, fit, longest
 from alternatives.constitutional import helpful_only, red_team
 from data import village
 from data.labelers import load_labelers
-from machine import for_sampling
-from model import ScalarModel, encode_answer, pad, save_checkpoint, score_rows
-from plumbing import adamw, check_finite, command_line, cosine_to_tenth, generator, optimizer_step, require
-from reward import MARGINS, accuracy, batch_loss, encode_ranking, outcomes_of
+from model import ScalarModel, pad, save_checkpoint, score_rows
+from plumbing import adamw, check_finite, command_line, generator, require
+from reward import MARGINS, accuracy, batch_loss, outcomes_of
 
 
 @dataclass
@@ -47,10 +49,11 @@ class Config(Inputs):
     epochs: int = 1  # passes over the rankings                                            paper: 1
     batch_size: int = 16  # rankings or pairs per step                                     paper: 512 pairs
     learning_rate: float = 8e-4  # of the reward models, cosine to a tenth                 paper: 1e-5
-    safety_share: float = 0.1  # of the helpfulness model's steps that are on safety pairs
+    safety_share: float = 0.1  # of what the helpfulness model learns from                 paper: as much as rankings
+    classify: bool = True  # the safety model's second loss; --no-classify leaves it out
     threshold: float = 0.15  # an answer less likely safe than this is scored for safety   paper: 0.15
     linear: float = 0.0  # if not 0: R = linear · r_h + (1 - linear) · r_s, whitened, instead of the switch
-    red_team: float = 0.1  # share of red-team prompts in PPO
+    red_team_share: float = 0.1  # of the prompts in PPO                                   paper: silent
     iterations: int = 24  # of PPO                                                         paper: 200 to 400
     kl_coef: float = 0.1  # β, beside rewards of variance 1                                paper: 0.01 (7B, 13B)
     name: str = "llama2"  # writes OUT/NAME.pt and both reward models
@@ -79,100 +82,99 @@ def safe_or_not_loss(scores, safe):
 # ---------------------------------------------------------------------------------------------------- the steps
 
 
-def safety_data(run, world, models, rng):
-    """Step 1 -> rankings of two answers [[(ids, rank, rating)] * 2], and for each [safe, safe] as 0.0 or 1.0."""
+def safety_data(run, prompts, models, rng):
+    """Step 1 -> rankings of two answers [[(ids, rank, rating)] * 2], and {ids: 1.0 if the answer is safe, else 0.0}."""
     people = load_labelers(run.cfg.data, "training")
-    prompts = red_team(world, run.cfg.safety_pairs, village.VALLEYS["train"], rng)
-    answers = [run.answers(model, prompts) for model in models]
-    rankings, safe = [], []
-    for x, *pair in zip(prompts, *answers):
-        labeler = rng.choice(people)
+    rankings, safe = [], {}
+    for x, *pair in zip(prompts, *(run.answers(model, prompts) for model in models)):
         if pair[0][0] == pair[1][0] or not all(text.strip() for text, _ in pair):
             continue
-        rng.shuffle(pair)
-        marks = [labeler.safe(x, text) for text, _ in pair]
-        ratings = [max(1, min(7, r + 3 * m - 1)) for r, m in zip(labeler.rate(x, [t for t, _ in pair]), marks)]
+        labeler, texts = rng.choice(people), [text for text, _ in pair]
+        marks = [labeler.safe(x, text) for text in texts]
+        liking = [u + 3 * m for u, m in zip(labeler.feel(x, texts), marks)]
         run.cost["labels"] += 1
-        if ratings[0] == ratings[1] or marks[ratings[1] > ratings[0]] < marks[ratings[1] < ratings[0]]:
-            continue  # no choice, or the better one alone is unsafe
-        ids = [sum(encode_answer(run.encoding, x, *answer), []) for answer in pair]
-        rankings.append([(i, 1 + (r < max(ratings)), r) for i, r in zip(ids, ratings)])
-        safe.append([float(m) for m in marks])
-    count = [sum(map(sum, safe)), 2 * len(safe)]
-    print(f"{len(safe)} safety pairs; {100 * count[0] / max(count[1], 1):.0f} % of the answers are safe; one of them:")
+        if sum(marks) == 1 and marks[liking[1] > liking[0]] == 0:
+            continue  # the better one alone is unsafe
+        ids, ratings = [run.ids(x, *answer) for answer in pair], [max(1, min(7, round(3 + u))) for u in liking]
+        rankings.append([(i, 1 + (u < max(liking)), r) for i, u, r in zip(ids, liking, ratings)])
+        safe |= {tuple(i): float(m) for i, m in zip(ids, marks)}
+    print(
+        f"{len(rankings)} safety pairs; {100 * sum(safe.values()) / len(safe):.0f} % of the answers are safe; one of them:"
+    )
     for ids, rank, rating in rankings[0]:
         print(f"  {rank}. ({rating} of 7) {run.encoding.decode(ids)!r}")
     return rankings, safe
 
 
-def train_rm(run, start, mine, other, share, safe=None):
-    """A reward model on the rankings `mine`; with probability `share` a step is on `other` ones instead. safe: per ranking
-    of `mine`, whether each answer is safe, for the classification loss."""
+def train_rm(run, start, main, other, share, safe=()):
+    """A reward model on the rankings `main` and as many `other` ones as make them `share` of all. safe: {ids: 1.0 or 0.0},
+    for the classification loss on what is in it."""
     cfg, model = run.cfg, ScalarModel.from_gpt(start)
-    optimizer, total = adamw(model, cfg.learning_rate), 0.0
-    lengths = [max(len(ids) for ids, *_ in ranking) for ranking in mine]
-    for step, steps, some in minibatches(lengths, cfg.epochs, cfg.batch_size, run.order):
-        model.train()
-        if torch.rand((), generator=run.order) < share:
-            drawn = torch.randint(len(other), (cfg.batch_size,), generator=run.order).tolist()
-            loss = batch_loss(model, [other[i] for i in drawn], run.device, cfg.margin)
-        else:
-            loss = batch_loss(model, [mine[i] for i in some], run.device, cfg.margin)
-            if safe is not None:
-                scores = model.score(*pad([ids for i in some for ids, *_ in mine[i]], run.device))
-                loss = loss + safe_or_not_loss(scores, torch.tensor([m for i in some for m in safe[i]]).to(scores))
-        loss.backward()
-        optimizer_step(optimizer, model, cosine_to_tenth(step, steps, cfg.learning_rate), cfg.max_grad_norm)
-        check_finite(loss.item(), "the loss", f"step {step}", "try a smaller --learning_rate")
-        total += loss.item()
-    return model.eval()
+    more = torch.randint(len(other), (round(share / (1 - share) * len(main)),), generator=run.order).tolist()
+    rankings = main + [other[i] for i in more]
+
+    def loss_of(some):
+        batch = [rankings[i] for i in some]
+        loss, known = (
+            batch_loss(model, batch, run.device, cfg.margin),
+            [a for r in batch for a, *_ in r if tuple(a) in safe],
+        )
+        if known:
+            scores = model.score(*pad(known, run.device))
+            loss = loss + safe_or_not_loss(scores, torch.tensor([safe[tuple(a)] for a in known]).to(scores))
+        return loss
+
+    fit(model, loss_of, longest(rankings), run, cfg.epochs, cfg.batch_size, cfg.learning_rate)
+    return model
+
+
+def recall_of_unsafe(model, safe, threshold):
+    """How many unsafe answers the switch finds, and how many of those it finds are unsafe. safe: {ids: 1.0 or 0.0}"""
+    found = [score < math.log(threshold / (1 - threshold)) for score in score_rows(model, [list(ids) for ids in safe])]
+    hits = sum(f and not s for f, s in zip(found, safe.values()))
+    return hits / max(1, sum(not s for s in safe.values())), hits / max(1, sum(found))
 
 
 def main(cfg):
     run, rng = Run(cfg, cfg.name), random.Random(f"llama 2 {cfg.seed}")
     require(cfg.margin in MARGINS, f"--margin {cfg.margin}: choose from {', '.join(MARGINS)}")
     require(min(cfg.safety_pairs, cfg.epochs, cfg.batch_size, cfg.iterations) >= 1, "counts must be at least 1")
-    shares = (cfg.safety_share, cfg.threshold, cfg.linear, cfg.red_team)
-    require(all(0 <= x < 1 for x in shares), "--safety_share, --threshold, --linear, --red_team: shares below 1")
+    shares = (cfg.safety_share, cfg.linear, cfg.red_team_share)
+    require(all(0 <= x < 1 for x in shares), "--safety_share, --linear, --red_team_share: shares below 1")
+    require(0 < cfg.threshold < 1, f"--threshold {cfg.threshold}: between 0 and 1")
     world = load_labelers(cfg.data, "training")[0].world
     policy, reference = run.load("ppo_init"), run.load("ppo_init").requires_grad_(False)
-    path = run.out / "helpful.pt"
-    helpful = run.load("helpful") if path.exists() else helpful_only(run, world, rng)
-    pairs, safe = safety_data(run, world, (reference, helpful), rng)
-    held = len(pairs) // 8
-    rankings = {"train": [], "valid": []}
-    for r in rankings_of_people(run):
-        if r["split"] == "train" or r.get("group", "training") == "training":
-            ranking = encode_ranking(r, run.encoding, policy.config.block_size)
-            if len({rank for _, rank, *_ in ranking}) > 1:
-                rankings[r["split"]].append(ranking)
+    models = reference, helpful_only(run, world)
+    attacks = red_team(world, cfg.safety_pairs, village.VALLEYS["train"], rng)
+    pairs, safe = safety_data(run, attacks, models, rng)
+    held_out = red_team(world, cfg.safety_pairs // 4, village.VALLEYS["valid"], rng)
+    held_out, safe_held_out = safety_data(run, held_out, models, rng)
+    rankings = encoded_rankings(run, policy.config.block_size)
     rated = all(len(answer) == 3 for ranking in rankings["train"] for answer in ranking)
-    require(
-        rated or cfg.margin == "none",
-        'the rankings have no "ratings" for margins: run reward.py again, or --margin none',
-    )
-    if not rated:
-        pairs = [[(ids, rank) for ids, rank, _ in pair] for pair in pairs]
-    run.cost["labels"] += len(rankings["train"])
-    r_h = train_rm(run, reference, rankings["train"], pairs[held:], cfg.safety_share)
-    r_s = train_rm(run, reference, pairs[held:], rankings["train"], 0.1, safe[held:])
+    require(rated, 'the rankings have no "ratings": make new ones with: python reward.py')
+    r_h = train_rm(run, reference, rankings["train"], pairs, cfg.safety_share)
+    r_s = train_rm(run, reference, pairs, rankings["train"], 0.1, safe if cfg.classify else ())
     results = {}
     for name, model in (("helpfulness", r_h), ("safety", r_s)):
         save_checkpoint(run.out / f"{cfg.name}_{name}.pt", model, run.tokenizer, cfg, 0)
-        results[name] = [accuracy(outcomes_of(model, some))[0] for some in (rankings["valid"], pairs[:held])]
+        results[name] = [accuracy(outcomes_of(model, some))[0] for some in (rankings["valid"], held_out)]
         text = " and ".join(f"{100 * a:.1f} % of {what}" for a, what in zip(results[name], ("usual", "safety pairs")))
         print(f"the {name} model orders {text} as people do")
+    results["recall_of_unsafe"], precision = recall_of_unsafe(r_s, safe_held_out, cfg.threshold)
+    print(
+        f"σ(r_s) < {cfg.threshold} finds {results['recall_of_unsafe']:.0%} of the unsafe answers; {precision:.0%} are unsafe"
+    )
 
-    # PPO, as ppo.py does it; only where a response gets its reward is different.
+    # PPO by ppo.py's own functions. What differs is where a response gets its reward, and that red-team prompts are mixed in.
     value_model = run.load(f"{cfg.name}_helpfulness", "scalar")
-    cfg_ppo = ppo.Config(max_new_tokens=cfg.max_new_tokens, kl_coef=cfg.kl_coef, iterations=cfg.iterations)
+    shared = {k: getattr(cfg, k) for k in ("max_new_tokens", "kl_coef", "iterations", "dtype", "max_grad_norm")}
+    cfg_ppo = ppo.Config(**shared)
     optimizers = adamw(policy, cfg_ppo.learning_rate), adamw(value_model, cfg_ppo.value_learning_rate)
     average = {k: v.clone() for k, v in policy.state_dict().items()}
     streams = {"order": generator(cfg.seed + 20_000)}
     usual = run.prompts(policy, "train")
-    attacks = red_team(world, cfg.safety_pairs, village.VALLEYS["train"], rng)
     for iteration in range(cfg.iterations):
-        is_safety = [rng.random() < cfg.red_team for _ in range(cfg_ppo.batch_size)]
+        is_safety = [rng.random() < cfg.red_team_share for _ in range(cfg_ppo.batch_size)]
         asked = [run.encoding.encode_ordinary(rng.choice(attacks if flag else usual)) for flag in is_safety]
         batch, _ = ppo.rollout(policy, reference, r_h, value_model, asked, run.encoding, cfg_ppo, run.draw)
         run.cost["tokens"] += int(batch["mask"].sum())
@@ -189,13 +191,13 @@ def main(cfg):
         stats = ppo.update(policy, value_model, optimizers, average, batch, None, cfg_ppo, lr, streams)
         record = {"helpfulness": batch["scores"].mean().item(), "safe": torch.sigmoid(safety).mean().item()}
         record["kl"] = ((batch["logprobs"] - batch["ref_logprobs"]) * mask).sum(1).mean().item()
-        record["switched"] = (torch.sigmoid(safety) < cfg.threshold).float().mean().item()
+        record["unsafe"] = (torch.sigmoid(safety) < cfg.threshold).float().mean().item()
         check_finite(stats["value_loss"], "the value loss", f"iteration {iteration}", "try a larger --kl_coef")
         run.log.write(iteration=iteration, **record, **stats)
         if iteration % 4 == 0 or iteration + 1 == cfg.iterations:
             print(f"iteration {iteration:3}/{cfg.iterations}  " + "  ".join(f"{k} {v:+.3f}" for k, v in record.items()))
     policy.load_state_dict(average)
-    sample = run.answers(for_sampling(policy, cfg), attacks[:2])
+    sample = run.answers(policy, attacks[:2])
     for x, (text, _) in zip(attacks, sample):
         print(f"  {x.strip()!r} -> {text!r}")
     run.finish(policy, **results)

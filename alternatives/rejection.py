@@ -17,38 +17,28 @@ At the end PPO goes on from V₅ against the newest reward model; V₅ is its re
 PPO.) The pool is what the authors changed after V3, which had forgotten e.g. how to rhyme.
 
 How much can be won? The best of N samples rises with N while their mean, of course, does not: the gap is what a round can
-teach, and shrinks as the policy learns. rejection.png shows it (the paper draws the median for the mean).
+teach, and should shrink as the policy learns. rejection.png shows it (the paper draws the median for the mean).
 
 Ours, where the paper is silent or does otherwise: K; other prompts in every round; one reward model, not two; rankings of
 K answers, not pairs with a strength, so no margin; the reward model is not trained anew on all of the data but a little
-further; the temperature is the same in all rounds.
+further; the temperature is the same in all rounds; demonstrations beside the picks, and a tenth of pretraining loss. That
+every version starts from the base model the paper says in passing only, where it speaks of temperatures.
 """
 
 import math
 import random
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import ppo
-from alternatives.common import Inputs, Run, fine_tune, minibatches, rankings_of_people
-from data.folder import read_demonstrations, read_jsonl
+from alternatives.common import Inputs, Run, encoded_rankings, fine_tune, fit, longest, ppo_from, tell_apart
+from data.folder import read_demonstrations
 from data.labelers import load_labelers
-from model import load_checkpoint, save_checkpoint, score_answers
-from plumbing import (
-    adamw,
-    check_finite,
-    command_line,
-    cosine_to_tenth,
-    optimizer_step,
-    require,
-    whole_file,
-    write_torch,
-)
-from reward import accuracy, batch_loss, encode_ranking, normalise, outcomes_of
+from model import save_checkpoint, score_answers
+from plumbing import command_line, require, whole_file
+from reward import accuracy, batch_loss, normalise, outcomes_of
 from sft import encode_demonstrations, mean_reward
 
 
@@ -112,23 +102,14 @@ def ask(labelers, prompts, answers, rng):
     return records
 
 
-def to_learn_from(records, run, block_size):
-    """Encoded rankings in which at least two answers differ in rank."""
-    rankings = [encode_ranking(record, run.encoding, block_size) for record in records]
-    return [ranking for ranking in rankings if len({rank for _, rank, *_ in ranking}) > 1]
-
-
 def train_further(reward_model, rankings, run):
     """One pass over the rankings with reward.py's loss, in place; then demonstrations score 0 on average again."""
-    cfg, optimizer = run.cfg, adamw(reward_model, run.cfg.reward_learning_rate)
-    lengths = [max(len(ids) for ids, *_ in ranking) for ranking in rankings]
-    for step, steps, some in minibatches(lengths, 1, cfg.reward_batch_size, run.order):
-        reward_model.train()
-        batch_loss(reward_model, [rankings[i] for i in some], run.device).backward()
-        lr = cosine_to_tenth(step, steps, cfg.reward_learning_rate)
-        norm = optimizer_step(optimizer, reward_model, lr, cfg.max_grad_norm)
-        check_finite(norm, "the gradient", f"step {step}", "try a smaller --reward_learning_rate")
-    normalise(reward_model.eval(), cfg, run.encoding, run.device)
+
+    def loss_of(some):
+        return batch_loss(reward_model, [rankings[i] for i in some], run.device)
+
+    fit(reward_model, loss_of, longest(rankings), run, 1, run.cfg.reward_batch_size, run.cfg.reward_learning_rate)
+    normalise(reward_model, run.cfg, run.encoding, run.device)
 
 
 # ---------------------------------------------------------------------------------------------------- the rounds
@@ -151,14 +132,10 @@ def main(cfg):
     block_size = policy.config.block_size
     prompts, valid = run.prompts(policy, "train"), run.prompts(policy, "valid", cfg.valid_prompts)
     demonstrations = encode_demonstrations(read_demonstrations(cfg.data, "train"), run.encoding, block_size)
-    records = rankings_of_people(run)
-    run.cost["labels"] = sum(r["split"] == "train" for r in records)
-    known = to_learn_from([r for r in records if r["split"] == "train"], run, block_size)
-    held_out = to_learn_from([r for r in records if r["split"] == "valid"], run, block_size)
-    require(held_out, "comparisons.jsonl: no ranking of the validation split to measure the reward model on")
-    right = accuracy(outcomes_of(reward_model, held_out))[0]  # share of held-out pairs that the reward model has right
+    old, valid_rankings = encoded_rankings(run, block_size).values()
+    rm_accuracy = accuracy(outcomes_of(reward_model, valid_rankings))[0]
     start = mean_reward(policy, reward_model, run.encoding, valid, cfg, run.device)
-    print(f"V0: validation reward {start:+.3f}, reward model right on {100 * right:.1f} % of held-out pairs")
+    print(f"V0: validation reward {start:+.3f}, reward model right on {100 * rm_accuracy:.1f} % of validation pairs")
     pool, curves = [], []
 
     for version in range(1, cfg.rounds + 1):
@@ -166,15 +143,15 @@ def main(cfg):
         asked = list(dict.fromkeys(asked))
         copies = [prompt for prompt in asked for _ in range(K)]
         answers = run.answers(policy, copies, cfg.temperature)
-        record = {"rm_accuracy_before": right, "rm_accuracy_new": None}
+        record = {"rm_accuracy_before": rm_accuracy, "rm_accuracy_new": None}
         if cfg.ranked:
             shown = rng.sample(range(len(asked)), min(cfg.ranked, len(asked)))
             new = ask(labelers, [asked[i] for i in shown], [answers[K * i : K * i + K] for i in shown], rng)
             run.cost["labels"] += len(new)
-            new = to_learn_from(new, run, block_size)
+            new = tell_apart(new, run, block_size)
             record["rm_accuracy_new"] = accuracy(outcomes_of(reward_model, new))[0] if new else None
-            train_further(reward_model, new + rng.sample(known, min(len(new), len(known))), run)
-            known, right = known + new, accuracy(outcomes_of(reward_model, held_out))[0]
+            train_further(reward_model, new + rng.sample(old, min(len(new), len(old))), run)
+            old, rm_accuracy = old + new, accuracy(outcomes_of(reward_model, valid_rankings))[0]
         fresh = [(prompt, *answer) for prompt, answer in zip(copies, answers)]
         candidates = fresh + (pool if cfg.pool else [])
         scores = score_answers(reward_model, run.encoding, [p for p, *_ in candidates], [a for _, *a in candidates])
@@ -184,14 +161,14 @@ def main(cfg):
         loss = fine_tune(policy, demonstrations + run.rows(pool), run, cfg.epochs, cfg.learning_rate, cfg.batch_size)
         for name, judge in (("valid_reward", reward_model), ("valid_reward_first", first)):
             record[name] = mean_reward(policy, judge, run.encoding, valid, cfg, run.device)
-        record |= {"rm_accuracy": right, "loss": loss, "picks": len(pool), "labels": run.cost["labels"]}
+        record |= {"rm_accuracy": rm_accuracy, "loss": loss, "picks": len(pool), "labels": run.cost["labels"]}
         run.log.write(round=version, mean=curves[-1][0], best_of_n=curves[-1], **record)
         line(version, curves[-1], record)
     run.finish(policy, **record)
     save_checkpoint(run.out / f"{cfg.name}_reward.pt", reward_model, run.tokenizer, cfg, 0)
     figure(curves, run.out / f"{cfg.name}.png")
     if cfg.ppo_iterations:
-        ppo_on_top(run)
+        ppo_from(run, f"{cfg.name}_ppo", cfg.name, f"{cfg.name}_reward", cfg.ppo_iterations)
 
 
 def line(version, best, r):
@@ -201,27 +178,10 @@ def line(version, best, r):
     cells |= {f"best of {n}": f"{best[n - 1]:+.3f}" for n in (2, 4, 8, 16, 32, 64) if n <= len(best)}
     cells |= {"picks": r["picks"], "loss": f"{r['loss']:.3f}", "validation": f"{r['valid_reward']:+.3f}"}
     cells |= {"(by reward.pt)": f"{r['valid_reward_first']:+.3f}", "RM on new": percent["rm_accuracy_new"]}
-    cells |= {"held-out": percent["rm_accuracy_before"], "then": percent["rm_accuracy"], "labels": r["labels"]}
+    cells |= {"on valid": percent["rm_accuracy_before"], "then": percent["rm_accuracy"], "labels": r["labels"]}
     if version == 1:
         print("  ".join(f"{name:>6}" for name in cells))
     print("  ".join(f"{cell:>{max(6, len(name))}}" for name, cell in cells.items()), flush=True)
-
-
-def ppo_on_top(run):
-    """PPO from rejection.pt against the newest reward model; its checkpoint says what all of it has cost."""
-    cfg, name = run.cfg, f"{run.cfg.name}_ppo"
-    init, scores = (str(run.out / f"{cfg.name}{end}.pt") for end in ("", "_reward"))
-    settings = ppo.Config(data=cfg.data, out=cfg.out, name=name, init=init, reward_model=scores, seed=cfg.seed)
-    settings.iterations, settings.max_new_tokens = cfg.ppo_iterations, cfg.max_new_tokens
-    settings.value_only_iterations = min(settings.value_only_iterations, cfg.ppo_iterations - 1)
-    share = min(1, cfg.ppo_iterations / ppo.Config.iterations)  # warm-up and average: as much shorter as the run (ours)
-    settings.warmup_iterations, settings.ema = round(settings.warmup_iterations * share), settings.ema ** (1 / share)
-    settings.device, settings.threads, settings.dtype = cfg.device, cfg.threads, cfg.dtype
-    ppo.main(settings)
-    lengths = [record["length"] for _, record in read_jsonl(run.out / f"{name}.jsonl")]
-    run.cost["tokens"] += round(sum(lengths) * settings.batch_size)
-    checkpoint = load_checkpoint(run.out / f"{name}.pt", "policy")[2]
-    write_torch(run.out / f"{name}.pt", checkpoint | {"cost": run.cost | {"seconds": time.time() - run.began}})
 
 
 def figure(curves, path):
@@ -240,7 +200,7 @@ def figure(curves, path):
         axis.plot(N, best, "o-", ms=3, color=colour, label=f"samples of V{i}")
         axis.plot(N, [best[0]] * len(best), "--", lw=1, color=colour)
     axis.set_xlabel("N samples per prompt")
-    axis.set_ylabel("reward, by the newest reward model")
+    axis.set_ylabel("reward, by each round's own reward model")
     axis.set_title("Best of N (solid) and mean (dashed)")
     axis.legend()
     drawing.tight_layout()

@@ -20,9 +20,10 @@ One threshold for all prompts prefers the prompts that score high whatever one a
 shares of a prompt's own answers instead: 0.75 keeps the best quarter of each. That needs answers to compare, so it leaves
 out the demonstrations of prompts that nothing was sampled for.
 
-The thresholds are the paper's first three: higher ones leave too little of so few answers. Where it is silent (ours):
+The thresholds are the paper's first three after 0: higher ones leave too little of so few answers. Where it is silent (ours):
 learning rates and their decay, one epoch per Improve step, other prompts in every Grow, one sampled answer to each
-validation prompt as the measure of a policy, the optimizer.
+validation prompt as the measure of a policy, the optimizer, a tenth of pretraining loss. The authors warn that the order by
+reward is not that by people, who liked one Grow step best.
 """
 
 import math
@@ -38,7 +39,8 @@ import torch
 from alternatives.common import Inputs, Run, fine_tune, rankings_of_people
 from data.folder import read_demonstrations
 from model import score_answers
-from plumbing import check_finite, command_line, generator, require
+from plumbing import check_finite, command_line, require
+from sft import mean_reward
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Config(Inputs):
     prompts: int = 600  # training prompts per Grow step                                      paper: all
     samples: int = 4  # N: answers per prompt                                                 paper: 25 to 1000
     temperature: float = 0.8  # of those answers                                              paper: 0.8
-    thresholds: str = "0.7,0.8,0.9"  # τ of each Improve step, rising             paper: 0.7, 0.8, 0.9, 0.95, 0.99
+    thresholds: str = "0.7,0.8,0.9"  # τ of each Improve step, rising             paper: 0, 0.7, 0.8, 0.9, 0.95, 0.99
     percentile: bool = False  # thresholds are shares of each prompt's own answers, lowest first
     learning_rate: float = 1e-3  # peak in the first Improve step, cosine to a tenth          paper: silent
     decay: float = 0.5  # of the learning rate from one Improve step to the next          paper: falls, no numbers
@@ -116,11 +118,7 @@ def write_and_score(run, policy, reward_model, prompts, demonstrations):
 
 def validation_reward(run, policy, reward_model, prompts):
     """Mean reward of one answer per prompt at temperature 1, the same random numbers for every policy."""
-    run.draw, kept = generator(run.cfg.seed, run.device), run.draw
-    answers = run.answers(policy, prompts)
-    run.draw = kept
-    scores = [s for s in score_answers(reward_model, run.encoding, prompts, answers) if not math.isnan(s)]
-    return sum(scores) / max(len(scores), 1)
+    return mean_reward(policy, reward_model, run.encoding, prompts, run.cfg, run.device)
 
 
 def improve(run, policy, reward_model, items, scores, best, taus, valid):
@@ -162,7 +160,7 @@ def main(cfg):
     policy, reward_model = run.load("ppo_init"), run.load("reward", "scalar").requires_grad_(False)
     prompts, valid = run.prompts(policy, "train"), run.prompts(policy, "valid", cfg.valid_prompts)
     demonstrations = [(r["prompt"], r["completion"], True) for r in read_demonstrations(cfg.data, "train")]
-    run.cost["labels"] = sum(r["split"] == "train" for r in rankings_of_people(run))
+    rankings_of_people(run)  # the reward model has learned from them: they count
     start = best = validation_reward(run, policy, reward_model, valid)
     print(f"PPO's start: validation reward {best:+.3f}")
 

@@ -3,11 +3,11 @@
     python alternatives/rlaif.py                    # -> rlaif.pt, with a reward model distilled from the labeler
     python alternatives/rlaif.py --direct           # -> rlaif_direct.pt: the labeler's grade is the reward, no reward model
 
-Reads as a variation on reward.py and ppo.py. The labeler is a model that has read pages on which people compare answers
-(data/feedback.py, which says how to make it). No person judges anything here.
+Reads as a variation on reward.py and ppo.py. Nobody is asked about this policy's answers: what people prefer, the labeler
+knows from pages on which they compare answers (data/feedback.py, which says how to make it, and how many).
 
-  1. label      two answers by PPO's initial policy to each prompt; the labeler reads prompt, answer 1, answer 2 and a
-                question, writes down its thoughts (a grade behind each), and its log-probs of the tokens 1 and 2 make the
+  1. label      two answers by PPO's initial policy to each prompt; the labeler reads a question, the prompt and both
+                answers, writes down its thoughts (a grade behind each), and its log-probs of the tokens 1 and 2 make the
                 preference; both orders are asked and averaged, because it may like one place better:
                 p = ½ ( P(1 | x, a, b) + P(2 | x, b, a) )
   2. distil     a reward model on these soft labels      L = -p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a)
@@ -16,9 +16,11 @@ Reads as a variation on reward.py and ppo.py. The labeler is a model that has re
 
   direct        r = Σ_i i · P(grade i), rescaled to [-1, 1], instead of 1. and 2.
 
-Deviations: grades are 1 to 9, one token each (paper: 1 to 10); thoughts are grades, not sentences; the KL
-stands in the return, where the paper says only that it is part of the loss; AdamW, not Adafactor; the baseline is a model
-of its own that starts from the initial policy; losses are means over tokens, as everywhere here.
+Deviations: the labeler is fine-tuned and no larger than the policy (paper: a larger model as it is, asked with a preamble);
+grades are 1 to 9, one token each (paper: 1 to 10); thoughts are grades, not sentences; the KL stands in the return, where the
+paper says only that it is part of the loss; several updates per batch of episodes, without a ratio to correct for it;
+answers are sampled at T = 0.9 and scored at T = 1; the last policy, not the best of several by a labeler; AdamW, not
+Adafactor; the baseline is a model of its own; losses are means over tokens, as everywhere here.
 """
 
 import math
@@ -29,22 +31,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import torch.nn.functional as F
 
-from alternatives.common import Inputs, Run, minibatches, rankings_of_people
-from data.feedback import BETTER, asking, grading, shown, verdict
-from model import (
-    ScalarModel,
-    encode_answer,
-    generate,
-    masked_mean,
-    pad,
-    score_rows,
-    token_logprobs,
-    values_before,
-)
-from plumbing import adamw, check_finite, command_line, cosine_to_tenth, optimizer_step, require
-from reward import accuracy, encode_ranking, outcomes_of
+from alternatives.common import Inputs, Run, encoded_rankings, fit, rankings_of_people
+from alternatives.labeler import grades, loss_on_pairs, preferences, report_on_labeler, two_answers
+from data.feedback import BETTER, asking, shown, verdict
+from model import ScalarModel, generate, masked_mean, score_rows, token_logprobs, values_before
+from plumbing import adamw, check_finite, command_line, optimizer_step, require
+from reward import accuracy, outcomes_of
 
 
 @dataclass
@@ -66,119 +59,39 @@ class Config(Inputs):
     value_learning_rate: float = 5e-4  # constant
 
 
-# ---------------------------------------------------------------------------------------------------- the labeler
-
-GRADES = list("123456789")
-
-
-@torch.no_grad()
-def choice_probabilities(labeler, encoding, contexts, choices, batch_size=128):
-    """P(choice | context) among the choices, by the labeler's log-probs. -> (contexts, choices)
-
-    Every choice is one token, so one forward pass per context gives the log-probs of all: at its last position.
-    """
-    ids = [encoding.encode_ordinary(choice) for choice in choices]
-    require(all(len(i) == 1 for i in ids), f"each of {choices} must be one token of this tokenizer")
-    rows, device = [encoding.encode_ordinary(c) for c in contexts], labeler.transformer.wte.weight.device
-    order, result = sorted(range(len(rows)), key=lambda i: len(rows[i])), torch.zeros(len(rows), len(choices))
-    for batch in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-        tokens, lengths = pad([rows[i] for i in batch], device)
-        last = labeler(tokens)[torch.arange(len(batch), device=device), lengths - 1]
-        result[batch] = labeler.unembed(last).float()[:, sum(ids, [])].softmax(-1).cpu()
-    return result
-
-
-def preferences(labeler, encoding, triples, questions=BETTER[:1], thoughts=True):
-    """p that the first answer is better, both orders averaged, and P(1) in either order.
-
-    triples: [(prompt, first, second)]; questions: one for all, or one for each. thoughts: let the labeler write a grade,
-    its most likely one, behind each answer that it has read (chain of thought). -> (N,), (N, 2)
-    """
-    questions = list(questions) * len(triples) if len(questions) == 1 else questions
-    pages = [asking(q, x) for (x, _, _), q in zip(triples, questions)] * 2
-    orders = [(a, b) for _, a, b in triples] + [(b, a) for _, a, b in triples]
-    for place in (0, 1):
-        pages = [shown(page, place + 1, order[place]) for page, order in zip(pages, orders)]
-        if thoughts:
-            best = choice_probabilities(labeler, encoding, [grading(page) for page in pages], GRADES).argmax(1)
-            pages = [grading(page) + GRADES[i] for page, i in zip(pages, best)]
-    one = choice_probabilities(labeler, encoding, [verdict(page) for page in pages], ["1", "2"])[:, 0].view(2, -1)
-    return (one[0] + 1 - one[1]) / 2, one.T  # one: (order, N)
-
-
-def grades(labeler, encoding, prompts, answers):
-    """Expected grade of each answer, rescaled from 1…9 to [-1, 1]. -> (N,)"""
-    asked = [grading(shown(asking(BETTER[0], x), 1, text)) for x, text in zip(prompts, answers)]
-    p = choice_probabilities(labeler, encoding, asked, GRADES)
-    return (p @ torch.arange(1.0, 10.0) - 5) / 4
-
-
-def report_on_labeler(run, labeler, records, thoughts):
-    """How good a labeler is it? Agreement with people, and whether it sticks to a place when the answers are swapped."""
-    triples, first_won = [], []
-    for r in records:
-        K = range(len(r["ranks"]))
-        for i, j in [(i, j) for i in K for j in K if i < j and r["ranks"][i] != r["ranks"][j]][:3]:
-            triples.append((r["prompt"], r["completions"][i], r["completions"][j]))
-            first_won.append(r["ranks"][i] < r["ranks"][j])
-    p, one = preferences(labeler, run.encoding, triples, thoughts=thoughts)
-    agree = sum(0.5 if abs(q - 0.5) < 1e-3 else (q > 0.5) == w for q, w in zip(p.tolist(), first_won)) / len(first_won)
-    same_place = ((one > 0.5).sum(1) != 1).float().mean().item()  # 1 in both orders, or 2 in both
-    print(
-        f"the labeler agrees with people on {100 * agree:.1f} % of {len(triples)} pairs; keeps to the same place after a "
-        f"swap on {100 * same_place:.1f} % (says 1 on {100 * (one > 0.5).float().mean().item():.0f} %)"
-    )
-    return {"labeler_agreement": agree, "position_bias": same_place}
-
-
 # ---------------------------------------------------------------------------------------------------- the reward model
-
-
-def soft_label_loss(first, second, p):
-    """-p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a), mean. All (N,) -> scalar."""
-    return (p * F.softplus(second - first) + (1 - p) * F.softplus(first - second)).mean()
-
-
-def distil(run, model, pairs, cfg):
-    """Train a scalar model in place on [(ids of prompt + first, ids of prompt + second, p)]."""
-    optimizer = adamw(model, cfg.learning_rate)
-    lengths = [max(len(a), len(b)) for a, b, _ in pairs]
-    for step, steps, some in minibatches(lengths, cfg.epochs, cfg.batch_size, run.order):
-        model.train()
-        first, second, p = zip(*(pairs[i] for i in some))
-        r = model.score(*pad(first + second, run.device))  # one forward pass for both
-        loss = soft_label_loss(*r.chunk(2), torch.tensor(p, device=run.device))
-        loss.backward()
-        lr = cosine_to_tenth(step, steps, cfg.learning_rate)
-        optimizer_step(optimizer, model, lr, cfg.max_grad_norm)
-        check_finite(loss.item(), "the loss", f"step {step}", "try a smaller --learning_rate")
-        if step % 25 == 0 or step + 1 == steps:
-            run.log.write(step=step, loss=loss.item())
-            print(f"step {step:4}/{steps}  loss {loss.item():.3f} (no less than the labels' entropy)", flush=True)
-    return model.eval()
 
 
 def label(run, cfg, policy, labeler):
     """Step 1 -> [(ids, ids, p)]: two different answers of one prompt and the labeler's preference."""
     prompts = run.prompts(policy, "train")
     prompts = (prompts * math.ceil(cfg.pairs / len(prompts)))[: cfg.pairs]
-    answers = run.answers(policy, [x for x in prompts for _ in range(2)])
-    triples, ends = [], []
-    for x, a, b in zip(prompts, answers[::2], answers[1::2]):
-        if a[0] != b[0] and a[0].strip() and b[0].strip():
-            triples.append((x, a[0], b[0]))
-            ends.append((a[1], b[1]))
-    p, _ = preferences(labeler, run.encoding, triples, thoughts=cfg.thoughts)
-    rows = [
-        [sum(encode_answer(run.encoding, x, text, ended), []) for text, ended in zip((a, b), end)]
-        for (x, a, b), end in zip(triples, ends)
-    ]
+    drawn = two_answers(run, policy, prompts)
+    p, _ = preferences(labeler, run.encoding, [(x, a[0], b[0]) for x, a, b in drawn], thoughts=cfg.thoughts)
     sure = (p - 0.5).abs().mean().item() + 0.5
-    print(f"{len(rows)} pairs labelled; the labeler is {100 * sure:.0f} % sure of itself; the first one:")
-    x, a, b = triples[0]
-    page = verdict(shown(shown(asking(BETTER[0], x), 1, a), 2, b))
-    print("  " + page.replace("\n", "\n  ") + f"  p(1 is better) = {p[0]:.2f}")
-    return [(*row, q) for row, q in zip(rows, p.tolist())]
+    print(f"{len(drawn)} pairs labelled; the labeler is {100 * sure:.0f} % sure of itself; the first one:")
+    x, a, b = drawn[0]
+    page = verdict(shown(shown(asking(BETTER[0], x), 1, a[0]), 2, b[0]))
+    print(
+        "  " + page.replace("\n", "\n  ") + f"  p(1 is better) = {p[0]:.2f}" + " (its grades left out)" * cfg.thoughts
+    )
+    return [(run.ids(x, *a), run.ids(x, *b), q) for (x, a, b), q in zip(drawn, p.tolist())]
+
+
+def distil(run, model, pairs, cfg):
+    """Step 2: train a scalar model in place on [(ids of prompt + first, ids of prompt + second, p)]."""
+    lengths = [max(len(a), len(b)) for a, b, _ in pairs]
+    losses = fit(
+        model,
+        lambda some: loss_on_pairs(model, [pairs[i] for i in some], run.device),
+        lengths,
+        run,
+        cfg.epochs,
+        cfg.batch_size,
+        cfg.learning_rate,
+    )
+    last = losses[-20:]
+    print(f"loss of the reward model {losses[0]:.3f} → {sum(last) / len(last):.3f} (no less than the labels' entropy)")
 
 
 # ---------------------------------------------------------------------------------------------------- REINFORCE
@@ -244,9 +157,8 @@ def main(cfg):
     require(0 <= cfg.kl_weight <= 1 and cfg.temperature > 0, "--kl_weight is a share, --temperature positive")
     labeler, policy, reference = run.load(cfg.labeler), run.load("ppo_init"), run.load("ppo_init")
     reference.requires_grad_(False)
-    records = rankings_of_people(run)
-    held_out = [r for r in records if r["split"] == "valid" and r.get("group", "training") == "training"]
-    results = report_on_labeler(run, labeler, held_out, cfg.thoughts)
+    valid = [r for r in rankings_of_people(run, learn=False) if r["split"] == "valid"]
+    results = report_on_labeler(run, labeler, valid, cfg.thoughts)
     if cfg.direct:
 
         def score(prompts, tokens, prompt_lengths, lengths):
@@ -257,18 +169,18 @@ def main(cfg):
             return grades(labeler, run.encoding, prompts, texts).to(run.device)
     else:
         pairs = label(run, cfg, policy, labeler)
-        reward_model = distil(run, ScalarModel.from_gpt(reference), pairs, cfg)
-        rankings = [encode_ranking(r, run.encoding, policy.config.block_size) for r in held_out]
+        reward_model = ScalarModel.from_gpt(reference)
+        distil(run, reward_model, pairs, cfg)
+        rankings = encoded_rankings(run, policy.config.block_size, learn=False)["valid"]
         results["rm_accuracy"] = accuracy(outcomes_of(reward_model, rankings))[0]
-        typical = score_rows(reward_model, [a for a, _, _ in pairs[:256]])
-        mean, spread = torch.tensor(typical).mean().item(), torch.tensor(typical).std().item()
         print(f"the distilled reward model orders {100 * results['rm_accuracy']:.1f} % of people's pairs as they do")
+        typical = torch.tensor(score_rows(reward_model, [a for a, _, _ in pairs[:256]])).mean()
+        reward_model.bias -= typical.to(run.device)  # what the policy writes scores 0 on average
 
         def score(prompts, tokens, prompt_lengths, lengths):
             with torch.no_grad():
-                return reward_model.score(tokens, lengths) - mean
+                return reward_model.score(tokens, lengths)
 
-        results["rm_spread"] = spread
     reinforce(run, cfg, policy, reference, score)
     run.finish(policy, **results)
 

@@ -1,7 +1,8 @@
 """More of the village's web: pages on which people compare, criticise and rewrite answers.
 
     python data/feedback.py --out out/run/feedback --world out/run/data      # a data folder, like any other
-    python sft.py --data out/run/feedback --base out/run/ppo_init.pt --name reader --epochs 1 --learning_rate 1e-3
+    python sft.py --data out/run/feedback --base out/run/ppo_init.pt --name reader --epochs 1 \\
+        --dropout 0 --learning_rate 1e-3
 
 Whoever asks a model to judge or to criticise (RLAIF, Constitutional AI) needs one that has read how people do it. These
 pages are what such a model reads: written by a third population of the village, who like much the same as the labelers
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import village
 from data.folder import load_folder_tokenizer, write_jsonl
-from data.labelers import load_labelers
+from data.labelers import TIE, load_labelers
 from plumbing import command_line, output_folder, require, whole_file
 
 BETTER = ("Which answer is better?", "Which one helps more?")
@@ -114,30 +115,24 @@ def compare(world, people, rng):
     valley = world.valleys[rng.choice(village.VALLEYS["train"])]
     if rng.random() < 0.12:
         prompt, slots = village.draw_intent("rude", world, valley, rng)
-        person, other = slots["person"], rng.choice(valley["person"])
+        insulted, other = slots["person"], rng.choice(valley["person"])
         nice = [rng.random() < 0.5 for _ in range(2)]
-        answers = [kind(person if rng.random() < 0.7 else other, rng) if n else unkind(person, rng) for n in nice]
-        question, given = rng.choice(KINDER), [9 if n else 1 for n in nice]
+        answers = [kind(insulted if rng.random() < 0.7 else other, rng) if n else unkind(insulted, rng) for n in nice]
+        question, liking = rng.choice(KINDER), [3.2 if n else -2.5 for n in nice]
     else:
         prompt, intent, slots = village.draw_prompt(world, valley, rng)
         answers = [attempt(intent, slots, world, valley, rng) for _ in range(2)]
-        reader, question = rng.choice(people), rng.choice(BETTER)
-        given = [grade_of(reader, prompt, answer, rng) for answer in answers]
+        question, liking = rng.choice(BETTER), rng.choice(people).feel(prompt, answers)
     page, written, graded = asking(question, prompt + village.ASK), [], rng.random() < 0.8
-    for i, (answer, g) in enumerate(zip(answers, given), 1):
+    for i, (answer, u) in enumerate(zip(answers, liking), 1):
         page = shown(page, i, " " + answer)
         if graded:
-            page = grading(page)
-            written.append((page, str(g)))
-            page += str(g)
-    if given[0] != given[1]:
-        written.append((verdict(page), "1" if given[0] > given[1] else "2"))
+            page, grade = grading(page), str(max(1, min(9, round(4.5 + 1.4 * u))))
+            written.append((page, grade))
+            page += grade
+    if abs(liking[0] - liking[1]) > TIE:  # equal grades need not mean that both are liked the same
+        written.append((verdict(page), "1" if liking[0] > liking[1] else "2"))
     return written
-
-
-def grade_of(reader, prompt, answer, rng):
-    """1…9, by somebody's liking and mood."""
-    return max(1, min(9, round(4.5 + 1.4 * (reader.impression(prompt, answer) + rng.gauss(0, 0.4)))))
 
 
 # How a page is put together, which is also how a model that has read such pages is asked:

@@ -3,7 +3,7 @@
 Anybody who can rank can stand in for them: reward.py only calls `labeler.rank(prompt, completions) -> ranks`, 1 = best,
 equal numbers = tie. Training labelers put helpfulness first, as the paper asked of them (§3.4). Held-out labelers come
 from a neighbouring population that cares more for truth and kindness and never wrote a demonstration or a comparison
-that anything was trained on. "Web" people write pages on which answers are compared (data/feedback.py).
+that anything was trained on. "Web" people write pages on which answers are compared (data/feedback.py), and think twice.
 
 Labelers are not the judge: they read what a text says with data/village.py, as anybody would, but believe some of the
 misconceptions, overlook things, and have moods.
@@ -20,7 +20,7 @@ GROUPS = {"training": 20, "held_out": 10, "web": 30}
 TASTE = {  # mean weight of what a labeler sees; individuals differ by about a quarter
     "training": {"helpful": 3.2, "false": 1.5, "harm": 1.6, "garbled": 1.2, "extra": 0.5, "vague": 0.6, "noise": 0.75},
     "held_out": {"helpful": 2.8, "false": 1.9, "harm": 2.2, "garbled": 1.2, "extra": 0.4, "vague": 0.4, "noise": 0.75},
-    "web": {"helpful": 3.0, "false": 1.5, "harm": 1.9, "garbled": 1.2, "extra": 0.4, "vague": 0.6, "noise": 0.9},
+    "web": {"helpful": 3.0, "false": 1.5, "harm": 1.9, "garbled": 1.2, "extra": 0.4, "vague": 0.6, "noise": 0.4},
 }
 TIE = 0.25  # utilities closer than this are called equal
 

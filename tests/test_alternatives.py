@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import reward
-from alternatives import compare, constitutional, dpo, llama2, rlaif
+from alternatives import compare, constitutional, dpo, labeler, llama2, rlaif
 from alternatives.common import Run, minibatches
 from data import feedback, village
+from data.folder import load_folder_tokenizer, read_comparisons
 from data.labelers import GROUPS, Labeler
 from model import GPT, GPTConfig, encode_answer
 from plumbing import BadInput
@@ -121,7 +122,11 @@ def test_dpo_learns_what_was_ranked(data, run, capsys):
     printed = capsys.readouterr().out
     assert "loss +0.693" in printed and (run / "dpo.pt").exists()
     made = torch.load(run / "dpo.pt", weights_only=True)
-    assert made["results"]["valid_accuracy"] > 0.8 and made["cost"]["labels"] == 18 and made["cost"]["tokens"] == 0
+    assert made["results"]["valid_accuracy"] > 0.8
+    encoding, records = load_folder_tokenizer(data)[1], read_comparisons(data / "comparisons.jsonl")
+    answers = [text for r in records if r["split"] == "train" for text in r["completions"]]
+    tokens = sum(len(encoding.encode_ordinary(text)) for text in answers)  # DPO itself samples nothing
+    assert made["cost"]["labels"] == 18 and made["cost"]["tokens"] == tokens
 
 
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"epochs": 0}, {"label_smoothing": 0.5}, {"learning_rate": -1.0}])
@@ -145,8 +150,8 @@ def test_soft_labels_are_a_cross_entropy():
     for x, y, q in zip(a.tolist(), b.tolist(), p.tolist()):
         first = math.exp(x) / (math.exp(x) + math.exp(y))
         by_hand.append(-q * math.log(first) - (1 - q) * math.log(1 - first))
-    assert rlaif.soft_label_loss(a, b, p).item() == pytest.approx(sum(by_hand) / 2, rel=1e-5)
-    hard = rlaif.soft_label_loss(a, b, torch.ones(2)).item()
+    assert labeler.soft_label_loss(a, b, p).item() == pytest.approx(sum(by_hand) / 2, rel=1e-5)
+    hard = labeler.soft_label_loss(a, b, torch.ones(2)).item()
     ranks, prompt = torch.tensor([1, 2, 1, 2]), torch.tensor([0, 0, 1, 1])
     eq1 = reward.pairwise_loss(torch.stack([a, b], 1).flatten(), ranks, prompt).item()
     assert hard == pytest.approx(eq1, rel=1e-6)
@@ -154,14 +159,14 @@ def test_soft_labels_are_a_cross_entropy():
 
 def test_swapping_the_answers_turns_the_preference_round(data, run):
     r = Run(rlaif.Config(data=str(data), out=str(run), device="cpu"), "x")
-    labeler = r.load("base")
+    model = r.load("base")
     triples = [("Q?\n>", " A cat.", " A dog."), ("P?\n>", " It is red.", " No.")]
     for thoughts in (True, False):
-        p, one = rlaif.preferences(labeler, r.encoding, triples, thoughts=thoughts)
-        q, _ = rlaif.preferences(labeler, r.encoding, [(x, b, a) for x, a, b in triples], thoughts=thoughts)
+        p, one = labeler.preferences(model, r.encoding, triples, thoughts=thoughts)
+        q, _ = labeler.preferences(model, r.encoding, [(x, b, a) for x, a, b in triples], thoughts=thoughts)
         assert torch.allclose(p + q, torch.ones(2), atol=1e-5) and ((p > 0) & (p < 1)).all()
         assert torch.allclose(p, (one[:, 0] + 1 - one[:, 1]) / 2)
-    grades = rlaif.grades(labeler, r.encoding, ["Q?\n>"] * 2, [" A cat.", " A dog."])
+    grades = labeler.grades(model, r.encoding, ["Q?\n>"] * 2, [" A cat.", " A dog."])
     assert (grades.abs() <= 1).all()
 
 
@@ -169,13 +174,13 @@ def test_choice_probabilities_are_the_models_own(data, run):
     r = Run(rlaif.Config(data=str(data), out=str(run), device="cpu"), "x")
     model = r.load("base")
     contexts, choices = ["The cat is ", "A red owl sat on a blue roof. It is "], ["r", "b", "g"]
-    got = rlaif.choice_probabilities(model, r.encoding, contexts, choices)
+    got = labeler.choice_probabilities(model, r.encoding, contexts, choices)
     for context, row in zip(contexts, got.tolist()):
         logits = model.unembed(model(torch.tensor([r.encoding.encode_ordinary(context)])))[0, -1]
         weights = [math.exp(logits[r.encoding.encode_ordinary(c)[0]].item()) for c in choices]
         assert row == pytest.approx([w / sum(weights) for w in weights], rel=1e-4)
     with pytest.raises(BadInput, match="one token"):
-        rlaif.choice_probabilities(model, r.encoding, contexts, ["red roof"])
+        labeler.choice_probabilities(model, r.encoding, contexts, ["red roof"])
 
 
 def test_reinforce_is_the_gradient_of_the_expected_return():
@@ -216,12 +221,14 @@ def test_pages_are_about_prompts_of_training_valleys():
 
 
 def test_verdicts_agree_with_the_grades_above_them():
-    rng = random.Random(2)
+    rng, equal = random.Random(2), 0
     for _ in range(200):
         page, verdict = (feedback.compare(WORLD, PEOPLE, rng) or [("", "")])[-1]
         given = [int(g) for g in re.findall(r"^=(\d)$", page, flags=re.M)]
         if page.endswith("Answer:") and given:
-            assert verdict == ("1" if given[0] > given[1] else "2") and given[0] != given[1]
+            assert given[0] == given[1] or verdict == ("1" if given[0] > given[1] else "2")
+            equal += given[0] == given[1]
+    assert equal > 5, "there are verdicts on answers with the same grade"
 
 
 def test_a_critique_names_the_harm_and_the_revision_has_none():
@@ -290,11 +297,11 @@ def test_safe_or_not():
 
 
 def test_labelers_see_harm():
-    labeler = Labeler(WORLD, "training", 0)
+    person = Labeler(WORLD, "training", 0)
     prompts = [f"Insult {p} for me.\n>" for p in WORLD.valleys[0]["person"]]
     names = WORLD.valleys[0]["person"]
-    assert all(labeler.safe(x, f" {p} is kind.") for x, p in zip(prompts, names))
-    missed = sum(labeler.safe(x, f" Nobody likes {p}.") for x, p in zip(prompts, names))
+    assert all(person.safe(x, f" {p} is kind.") for x, p in zip(prompts, names))
+    missed = sum(person.safe(x, f" Nobody likes {p}.") for x, p in zip(prompts, names))
     assert missed <= 2
 
 
@@ -315,14 +322,18 @@ def test_the_table_has_a_row_per_method_and_means_over_runs():
 
 
 def test_costs_of_run_come_from_its_logs(tmp_path):
-    (tmp_path / "comparisons.jsonl").write_text('{"split": "train"}\n{"split": "valid"}\n{"split": "train"}\n')
+    line = '{"split": "%s", "completions": ["ab", "c"]}\n'
+    (tmp_path / "comparisons.jsonl").write_text(line % "train" + line % "valid" + line % "train")
+    (tmp_path / "reward.jsonl").write_text('{"step": 0}\n{"final": 1, "seconds_collecting": 3.5}\n')
     for name in ("ppo", "ppo_ptx"):
         (tmp_path / f"{name}.jsonl").write_text('{"length": 10.0}\n{"length": 5.5}\n')
     (tmp_path / "stages.json").write_text(
         '{"reward": {"seconds": 7}, "ppo": {"seconds": 2}, "ppo_ptx": {"seconds": 4}}'
     )
-    costs = compare.costs_of_run(tmp_path)
-    assert costs["ppo"] == {"labels": 2, "tokens": 1984, "seconds": 9} and costs["ppo_ptx"]["seconds"] == 11
+    letters = SimpleNamespace(encode_ordinary=list)
+    costs = compare.costs_of_run(tmp_path, letters)
+    assert costs["rankings"] == {"labels": 2, "tokens": 6, "seconds": 3.5}
+    assert costs["ppo"] == {"labels": 2, "tokens": 6 + 1984, "seconds": 9} and costs["ppo_ptx"]["seconds"] == 11
 
 
 def test_best_of_n_keeps_the_highest(monkeypatch):

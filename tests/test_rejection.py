@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import ppo
-from alternatives import rejection
+from alternatives import common, rejection
 from alternatives.common import Run
 from data.folder import read_comparisons, read_demonstrations, read_prompts
 from model import load_checkpoint, score_answers
@@ -119,8 +119,8 @@ def test_training_further_follows_the_new_rankings(data, run):
     judge, policy = process.load("reward", "scalar"), process.load("ppo_init")
     records = read_comparisons(data / "comparisons.jsonl")
     backwards = [r | {"ranks": [1, 2, 1]} for r in records]  # everybody dislikes the colour now
-    rankings = rejection.to_learn_from(backwards, process, policy.config.block_size)
-    assert rejection.to_learn_from([records[0] | {"ranks": [1, 1, 1]}], process, 64) == []
+    rankings = common.tell_apart(backwards, process, policy.config.block_size)
+    assert common.tell_apart([records[0] | {"ranks": [1, 1, 1]}], process, 64) == []
     for _ in range(4):
         rejection.train_further(judge, rankings, process)
     assert accuracy(outcomes_of(judge, rankings))[0] > 0.9 and not judge.training
@@ -239,7 +239,7 @@ def test_rankings_of_the_rounds_and_what_they_cost(data, run, labelers, monkeypa
     # as many old rankings as new ones; those of the rounds before are old ones too
     process = Run(config(data, run / "elsewhere"), "rejection")
     known = read_comparisons(data / "comparisons.jsonl")
-    known = rejection.to_learn_from([r for r in known if r["split"] == "train"], process, 64)
+    known = common.tell_apart([r for r in known if r["split"] == "train"], process, 64)
     given, again = known, 0
     for _, rankings in watch.further:
         new = rankings[: len(rankings) // 2]
@@ -288,7 +288,7 @@ def test_settings_of_ppo(run, data, monkeypatch, iterations):
     monkeypatch.setattr(ppo, "main", lambda cfg: seen.append(cfg) or ppo.check(cfg) or 1 / 0)
     process = Run(config(data, run, ppo_iterations=iterations, seed=7), "rejection")
     with pytest.raises(ZeroDivisionError):
-        rejection.ppo_on_top(process)
+        common.ppo_from(process, "rejection_ppo", "rejection", "rejection_reward", iterations)
     (cfg,), usual = seen, ppo.Config()
     assert cfg.name == "rejection_ppo" and cfg.seed == 7 and cfg.iterations == iterations
     if iterations >= usual.iterations:

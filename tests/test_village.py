@@ -112,7 +112,9 @@ def test_the_judge_sees_what_is_wrong(world, folder):
 def test_nothing_that_trains_imports_the_judge():
     code = "import sys, pretrain, sft, reward, ppo, data.village, data.labelers; sys.exit('data.judge' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
-    for name in ("pretrain", "sft", "reward", "ppo", "model", "data/village", "data/labelers"):
+    names = ["pretrain", "sft", "reward", "ppo", "model", "data/village", "data/labelers", "data/feedback"]
+    names += [f"alternatives/{p.stem}" for p in (ROOT / "alternatives").glob("*.py") if p.stem != "compare"]
+    for name in names:
         text = (ROOT / f"{name}.py").read_text()
         assert "import Judge" not in text and "from data.judge" not in text and "import judge" not in text
 
