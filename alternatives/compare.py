@@ -71,13 +71,13 @@ ON_REQUEST = ("llama2_linear",)  # only if --methods names it
 FROM_RUN = {"sft": "SFT", "ppo_init": "PPO's start", "ppo": "PPO", "ppo_ptx": "PPO-ptx", "best_of_n": "best of n"}
 QUICK = {
     "dpo": {"eval_every": 1000},
-    "rest": {"prompts": 16, "samples": 2},
-    "rejection": {"rounds": 1, "prompts": 16, "samples": 4, "ranked": 8, "ppo_iterations": 3},
-    "llama2": {"safety_pairs": 32, "iterations": 3},
+    "rest": {"prompts": 16, "samples": 2, "valid_prompts": 16},
+    "rejection": {"rounds": 1, "prompts": 16, "samples": 4, "ranked": 8, "valid_prompts": 16, "ppo_iterations": 2},
+    "llama2": {"safety_pairs": 32, "iterations": 2},
     "rlaif": {"pairs": 24, "iterations": 2, "episodes": 16, "minibatch_size": 8},
-    "constitutional": {"red_team": 16, "revisions": 1, "helpful_prompts": 16, "ppo_iterations": 3},
+    "constitutional": {"red_team": 16, "revisions": 1, "helpful_prompts": 16, "ppo_iterations": 2},
     "hir": {"rounds": 1, "prompts": 8, "epochs": 1},
-    "feedback": {"pages": 400},
+    "feedback": {"pages": 120},
 }
 
 

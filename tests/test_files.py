@@ -396,7 +396,7 @@ def command(script, *options):
     return subprocess.run([sys.executable, ROOT / "data" / script, *options], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("script, option", [("files.py", "--demonstrations"), ("oasst.py", "--trees")])
+@pytest.mark.parametrize("script, option", [("oasst.py", "--trees")])
 def test_the_command_line_reports_in_one_line(cfg, tmp_path, script, option):
     (tmp_path / "bad.jsonl").write_bytes(b"{\n")
     before = snapshot(tmp_path)

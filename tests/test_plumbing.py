@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import resource
 import sys
 from dataclasses import dataclass, fields
@@ -21,7 +22,8 @@ from model import GPT, GPTConfig, save_checkpoint
 from plumbing import BadInput, MetricsLog, command_line, output_folder, require, whole_file
 
 ROOT = Path(plumbing.__file__).parent
-SOURCES = [p for p in (*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py")) if p.name != "__init__.py"]
+SOURCES = [*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py"), *(ROOT / "alternatives").glob("*.py")]
+SOURCES = [p for p in SOURCES if p.name != "__init__.py"]
 SCRIPTS = sorted(p for p in SOURCES if "\nclass Config" in p.read_text(encoding="utf-8"))
 
 
@@ -240,9 +242,9 @@ def settings_read(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cfg":
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("cfg", "run.cfg", "self.cfg"):
             found.add(node.attr)
-        if isinstance(node, ast.FunctionDef) and "getattr(cfg" in ast.unparse(node):
+        if isinstance(node, ast.FunctionDef) and re.search(r"getattr\((run\.)?cfg", ast.unparse(node)):
             found |= {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return found
 
@@ -259,6 +261,8 @@ def test_every_setting_is_read_and_explained(path):
     read = settings_read(path)
     if "set_up(cfg)" in path.read_text(encoding="utf-8"):
         read |= settings_read(ROOT / "machine.py")
+    if "Run(cfg" in path.read_text(encoding="utf-8"):
+        read |= settings_read(ROOT / "alternatives" / "common.py") | settings_read(ROOT / "machine.py")
     for other in PASSED_ON.get(name, []):
         read |= settings_read(ROOT / other)
     names = {f.name for f in fields(module.Config)}

@@ -3,8 +3,6 @@
 import json
 import math
 import random
-import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -257,11 +255,3 @@ BAD += [("learning_rate", 0.0), ("decay", 1.0), ("decay", 0.0), ("thresholds", "
 def test_bad_flags(data, run, flag, value):
     with pytest.raises(BadInput, match=f"--{flag}"):
         rest.main(config(data, run, **{flag: value}))
-
-
-def test_every_setting_is_read():
-    files = ("alternatives/rest.py", "alternatives/common.py", "machine.py")
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in files]
-    read = {name for text in texts for name in re.findall(r"\bcfg\.(\w+)", text)}
-    assert {f.name for f in fields(rest.Config)} <= read
-    assert "data.judge" not in texts[0]
