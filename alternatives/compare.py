@@ -277,17 +277,17 @@ def figure(reports, path):
         import matplotlib.pyplot as plt
     except ImportError:
         return
-    fig, axes = plt.subplots(figsize=(8, 5))
-    for name, row in next(iter(reports.values())).items():
+    fig, axes = plt.subplots(figsize=(9, 5))
+    for i, (name, row) in enumerate(next(iter(reports.values())).items()):
         points = [
             (math.sqrt(max(r[name]["kl"] or 0, 0)), 100 * r[name]["training"]["mean"])
             for r in reports.values()
             if name in r
         ]
-        axes.scatter(*zip(*points), s=24)
-        axes.annotate(row["title"], (mean([x for x, _ in points]), mean([y for _, y in points])), fontsize=8)
+        axes.scatter(*zip(*points), s=36, color=plt.cm.tab20(i % 20), marker="os^"[i % 3], label=row["title"])
     axes.axhline(50, color="grey", linewidth=0.8)
     axes.set(xlabel="√KL from PPO's start", ylabel="% of answers preferred to SFT's (training labelers)")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     fig.tight_layout()
     with whole_file(path, "wb") as file:
         fig.savefig(file, format="png", dpi=130)

@@ -194,7 +194,7 @@ def figure(curves, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawing, axis = plt.subplots(figsize=(6, 4))
+    drawing, axis = plt.subplots(figsize=(7, 4))
     for i, best in enumerate(curves):
         N, colour = range(1, len(best) + 1), plt.cm.viridis(i / max(len(curves) - 1, 1))
         axis.plot(N, best, "o-", ms=3, color=colour, label=f"samples of V{i}")
@@ -202,7 +202,7 @@ def figure(curves, path):
     axis.set_xlabel("N samples per prompt")
     axis.set_ylabel("reward, by each round's own reward model")
     axis.set_title("Best of N (solid) and mean (dashed)")
-    axis.legend()
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     drawing.tight_layout()
     with whole_file(path, "wb") as file:
         drawing.savefig(file, format="png", dpi=130)
