@@ -112,10 +112,8 @@ def rankings_of_people(run, learn=True):
 def cost_of_rankings(records, encoding):
     """How many rankings people made for training, and how many tokens their answers have."""
     ranked = [r for r in records if r["split"] == "train"]
-    return {
-        "labels": len(ranked),
-        "tokens": sum(len(encoding.encode_ordinary(t)) for r in ranked for t in r["completions"]),
-    }
+    tokens = sum(len(encoding.encode_ordinary(text)) for r in ranked for text in r["completions"])
+    return {"labels": len(ranked), "tokens": tokens}
 
 
 def encoded_rankings(run, block_size, learn=True):
@@ -127,9 +125,7 @@ def encoded_rankings(run, block_size, learn=True):
     for record in rankings_of_people(run, learn):
         if record["split"] == "train" or record["split"] == "valid" and record.get("group", "training") == "training":
             rankings[record["split"]] += tell_apart([record], run, block_size)
-    require(
-        all(rankings.values()), "comparisons.jsonl: rankings of the training and of the validation split are needed"
-    )
+    require(all(rankings.values()), "comparisons.jsonl: too few rankings, or none of the training or validation split")
     return rankings
 
 
@@ -199,8 +195,6 @@ def ppo_from(run, name, init, reward_model, iterations, results=None, **settings
     ppo.main(ppo.Config(**settings))
     lengths = [record["length"] for _, record in read_jsonl(run.out / f"{name}.jsonl")]
     run.cost["tokens"] += round(sum(lengths) * usual.batch_size)
-    cost, checkpoint = (
-        run.cost | {"seconds": time.time() - run.began},
-        load_checkpoint(run.out / f"{name}.pt", "policy")[2],
-    )
+    cost = run.cost | {"seconds": time.time() - run.began}
+    checkpoint = load_checkpoint(run.out / f"{name}.pt", "policy")[2]
     write_torch(run.out / f"{name}.pt", checkpoint | {"cost": cost, "results": results or {}})

@@ -89,6 +89,7 @@ def safety_data(run, prompts, models, rng):
     for x, *pair in zip(prompts, *(run.answers(model, prompts) for model in models)):
         if pair[0][0] == pair[1][0] or not all(text.strip() for text, _ in pair):
             continue
+        rng.shuffle(pair)
         labeler, texts = rng.choice(people), [text for text, _ in pair]
         marks = [labeler.safe(x, text) for text in texts]
         liking = [u + 3 * m for u, m in zip(labeler.feel(x, texts), marks)]
@@ -98,8 +99,9 @@ def safety_data(run, prompts, models, rng):
         ids, ratings = [run.ids(x, *answer) for answer in pair], [max(1, min(7, round(3 + u))) for u in liking]
         rankings.append([(i, 1 + (u < max(liking)), r) for i, u, r in zip(ids, liking, ratings)])
         safe |= {tuple(i): float(m) for i, m in zip(ids, marks)}
+    require(rankings, "no red-team prompt got two different answers; try more --safety_pairs")
     print(
-        f"{len(rankings)} safety pairs; {100 * sum(safe.values()) / len(safe):.0f} % of the answers are safe; one of them:"
+        f"{len(rankings)} safety pairs, {100 * sum(safe.values()) / len(safe):.0f} % of the answers safe; one of them:"
     )
     for ids, rank, rating in rankings[0]:
         print(f"  {rank}. ({rating} of 7) {run.encoding.decode(ids)!r}")
@@ -115,13 +117,10 @@ def train_rm(run, start, main, other, share, safe=()):
 
     def loss_of(some):
         batch = [rankings[i] for i in some]
-        loss, known = (
-            batch_loss(model, batch, run.device, cfg.margin),
-            [a for r in batch for a, *_ in r if tuple(a) in safe],
-        )
-        if known:
+        loss = batch_loss(model, batch, run.device, cfg.margin)
+        if known := [ids for ranking in batch for ids, *_ in ranking if tuple(ids) in safe]:
             scores = model.score(*pad(known, run.device))
-            loss = loss + safe_or_not_loss(scores, torch.tensor([safe[tuple(a)] for a in known]).to(scores))
+            loss = loss + safe_or_not_loss(scores, torch.tensor([safe[tuple(ids)] for ids in known]).to(scores))
         return loss
 
     fit(model, loss_of, longest(rankings), run, cfg.epochs, cfg.batch_size, cfg.learning_rate)

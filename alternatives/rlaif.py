@@ -81,15 +81,11 @@ def label(run, cfg, policy, labeler):
 def distil(run, model, pairs, cfg):
     """Step 2: train a scalar model in place on [(ids of prompt + first, ids of prompt + second, p)]."""
     lengths = [max(len(a), len(b)) for a, b, _ in pairs]
-    losses = fit(
-        model,
-        lambda some: loss_on_pairs(model, [pairs[i] for i in some], run.device),
-        lengths,
-        run,
-        cfg.epochs,
-        cfg.batch_size,
-        cfg.learning_rate,
-    )
+
+    def loss_of(some):
+        return loss_on_pairs(model, [pairs[i] for i in some], run.device)
+
+    losses = fit(model, loss_of, lengths, run, cfg.epochs, cfg.batch_size, cfg.learning_rate)
     last = losses[-20:]
     print(f"loss of the reward model {losses[0]:.3f} → {sum(last) / len(last):.3f} (no less than the labels' entropy)")
 
