@@ -42,9 +42,11 @@ import torch
 import torch.nn.functional as F
 
 from alternatives.common import Inputs, Run, minibatches, rankings_of_people
+from data.folder import Corpus
 from data.labelers import load_labelers
 from model import encode_answer, pad, respond, response_mask
 from plumbing import adamw, check_finite, command_line, optimizer_step, require
+from pretrain import lm_loss
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Config(Inputs):
     contrast: float = 5.0  # α, weight of telling the two instructions apart                   paper: 1
     contrast_smoothing: float = 0.2  # ε of the contrast                                       code: 0.2
     entropy_coef: float = 0.001  # β, weight of the entropy                                    paper: 0.001
+    pretrain_mix: float = 0.1  # share of pretraining text in the loss, as in all fine-tuning here    paper: none
     slices: bool = False  # targets are random slices of the answers, else whole answers    paper: slices
     name: str = "hir"  # writes OUT/NAME.pt
 
@@ -159,13 +162,17 @@ def loss_terms(model, batch, cfg, device):
 
 def learn(policy, optimizer, rows, run, rng):
     """Step 3: `epochs` passes over the answers of a round, each time cut anew. -> means of the loss and of its terms"""
-    cfg, total = run.cfg, torch.zeros(5)
+    cfg, total, corpus = run.cfg, torch.zeros(5), Corpus(run.cfg.data, "train")
+    window, count = min(128, policy.config.block_size), max(1, round(cfg.pretrain_mix * cfg.batch_size))
     for step, steps, some in minibatches([len(s + a) for s, _, a in rows], cfg.epochs, cfg.batch_size, run.order):
         cuts = [random_slice(len(rows[k][2]), rng) if cfg.slices else (0, len(rows[k][2])) for k in some]
         batch = [(*rows[k], i, j) for k, (i, j) in zip(some, cuts)]
         nll, apart, entropy, told = loss_terms(policy, batch, cfg, run.device)
         loss = nll + cfg.contrast * apart - cfg.entropy_coef * entropy
-        loss.backward()
+        ((1 - cfg.pretrain_mix) * loss).backward()
+        if cfg.pretrain_mix:
+            pages = corpus.windows(count, window + 1, run.order).to(run.device)
+            (cfg.pretrain_mix * lm_loss(policy, pages)).backward()
         norm = optimizer_step(optimizer, policy, cfg.learning_rate, cfg.max_grad_norm)
         check_finite(norm, "the gradient", f"step {step} of a round", "try a smaller --learning_rate")
         total += torch.stack([loss, nll, apart, entropy, told]).detach().cpu() / steps
@@ -191,6 +198,7 @@ def main(cfg):
     smoothing = (cfg.label_smoothing, cfg.contrast_smoothing)
     require(0 <= min(smoothing) <= max(smoothing) < 0.5, "--label_smoothing, --contrast_smoothing: 0 to less than 0.5")
     require(min(cfg.contrast, cfg.entropy_coef) >= 0, "--contrast and --entropy_coef must not be negative")
+    require(0 <= cfg.pretrain_mix < 1, f"--pretrain_mix {cfg.pretrain_mix}: a share below 1")
     people = load_labelers(cfg.data, "training")
     policy = run.load("ppo_init")
     questions, held_out = questions_of(run, policy, "train"), questions_of(run, policy, "valid")

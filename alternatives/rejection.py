@@ -173,40 +173,32 @@ def main(cfg):
 
 def line(version, best, r):
     """A row of the table: the round's samples, the policy that came of them, and how often the reward model is right."""
-    percent = {k: "-" if r[k] is None else f"{100 * r[k]:.1f} %" for k in r if k.startswith("rm_")}
-    cells = {"round": f"V{version}", "mean": f"{best[0]:+.3f}"}
-    cells |= {f"best of {n}": f"{best[n - 1]:+.3f}" for n in (2, 4, 8, 16, 32, 64) if n <= len(best)}
-    cells |= {"picks": r["picks"], "loss": f"{r['loss']:.3f}", "validation": f"{r['valid_reward']:+.3f}"}
-    cells |= {"(by reward.pt)": f"{r['valid_reward_first']:+.3f}", "RM on new": percent["rm_accuracy_new"]}
-    cells |= {"on valid": percent["rm_accuracy_before"], "then": percent["rm_accuracy"], "labels": r["labels"]}
+    cells = {"round": f"V{version}"} | {f"best of {n}": best[n - 1] for n in (1, 2, 4, 8, 16, 32, 64) if n <= len(best)}
+    cells |= {"picks": r["picks"], "loss": r["loss"], "validation": r["valid_reward"]}
+    cells |= {"(by reward.pt)": r["valid_reward_first"], "RM on new": r["rm_accuracy_new"] or "-"}
+    cells |= {"on valid": r["rm_accuracy_before"], "then": r["rm_accuracy"], "labels": r["labels"]}
     if version == 1:
         print("  ".join(f"{name:>6}" for name in cells))
+    cells = {name: f"{cell:.3f}" if isinstance(cell, float) else cell for name, cell in cells.items()}
     print("  ".join(f"{cell:>{max(6, len(name))}}" for name, cell in cells.items()), flush=True)
 
 
 def figure(curves, path):
     """Best and mean reward against N, one colour per round, where matplotlib is installed."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
-        print("matplotlib is not installed: no figure (pip install matplotlib)")
-        return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawing, axis = plt.subplots(figsize=(7, 4))
+        return print("matplotlib is not installed: no figure (pip install matplotlib)")
+    drawing = Figure(figsize=(7, 4), layout="tight")
+    axis = drawing.subplots()
     for i, best in enumerate(curves):
-        N, colour = range(1, len(best) + 1), plt.cm.viridis(i / max(len(curves) - 1, 1))
-        axis.plot(N, best, "o-", ms=3, color=colour, label=f"samples of V{i}")
-        axis.plot(N, [best[0]] * len(best), "--", lw=1, color=colour)
-    axis.set_xlabel("N samples per prompt")
-    axis.set_ylabel("reward, by each round's own reward model")
+        (line,) = axis.plot(range(1, len(best) + 1), best, "o-", markersize=3, label=f"samples of V{i}")
+        axis.axhline(best[0], linestyle="--", linewidth=1, color=line.get_color())
+    axis.set(xlabel="N samples per prompt", ylabel="reward, by each round's own reward model")
     axis.set_title("Best of N (solid) and mean (dashed)")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    drawing.tight_layout()
     with whole_file(path, "wb") as file:
         drawing.savefig(file, format="png", dpi=130)
-    plt.close(drawing)
 
 
 if __name__ == "__main__":
