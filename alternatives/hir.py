@@ -20,14 +20,13 @@ is least at f = 0.8: a token, on geometric average, four times as likely under p
 
 Deviations. No label smoothing: CE_ε with the paper's ε = 0.2 wants a fifth of the probability spread over the whole
 vocabulary, which is harmless for answers of a few tokens, but of twelve that are sampled at temperature 1 only 0.8¹² = 7 %
-come clean, and the next round learns from the rest. No slices, and α = 5: a slice of an answer hardly shows whether people
-liked the whole, and with slices the two instructions were not told apart at all (f > 1/2 in 54 % of the answers that people
-had ranked; 63 % with whole answers and α = 5). Round 0 uses those rankings. Feedback: one person ranks the different answers to a prompt (the
-paper: a script knows the right one); those with more of the others below than above them get p_ok, the rest p_bad; where
-all tie nothing is learned (ours). A slice inherits what was said of the whole. Contrast: two-way, as in the authors' code
-(the paper: a softmax over the batch). New prompts every round, fewer and shorter rounds; clipped gradients; a GPT, not a
-T5. The start, PPO's initial policy, has never seen the instructions (FLAN-T5 has). Whoever asks hir.pt puts its
-results["prefix"] in front of the question.
+come clean, and the next round learns from the rest. No slices, and α = 5: a slice hardly shows whether people liked the
+whole, and with slices the two instructions were told apart no better than by chance. Round 0 learns from the rankings that
+reward.py has collected. A tenth of the loss is on pretraining text, or the policy forgets its language. Feedback: one person
+ranks the answers to a prompt (the paper: a script knows the right one); those with more of the others below than above them
+get p_ok, the rest p_bad; where all tie nothing is learned (ours). Contrast: two-way, as in the authors' code (the paper: a
+softmax over the batch). New prompts every round, fewer and shorter rounds; clipped gradients; a GPT, not a T5. The start has
+never seen the instructions (FLAN-T5 has). Whoever asks hir.pt puts its results["prefix"] in front of the question.
 """
 
 import random
@@ -78,22 +77,18 @@ def relabel(ranks):
 
 def hindsight(run, policy, questions, people, rng):
     """One round of sampling and asking. -> [(question, text, ended, good)], and what there is to say about it"""
-    found, ranks_of, levels = [], {True: [], False: []}, []
+    found, asked = [], 0
     answers = iter(run.answers(policy, [run.cfg.good + q for q in questions for _ in range(run.cfg.samples)]))
     for q in questions:
         shown = {text: ended for text, ended in islice(answers, run.cfg.samples) if text.strip()}  # equal texts once
         if len(shown) < 2:
             continue
         ranks = rng.choice(people).rank(q, list(shown))  # people see the question without the instruction
-        levels.append(len(set(ranks)))
-        for (text, ended), rank, good in zip(shown.items(), ranks, relabel(ranks)):  # none if all tie
-            found.append((q, text, ended, good))
-            ranks_of[good].append(rank)
-    run.cost["labels"] += len(levels)
-    require(found, f"none of {len(levels)} rankings tells answers apart; try more --samples or more --prompts")
-    figures = {"rankings": len(levels), "levels": sum(levels) / len(levels), "p_ok": len(ranks_of[True]) / len(found)}
-    figures |= {f"rank_{name}": sum(ranks_of[ok]) / len(ranks_of[ok]) for name, ok in (("ok", True), ("bad", False))}
-    return found, figures
+        asked += 1
+        found += [(q, *answer, good) for answer, good in zip(shown.items(), relabel(ranks))]  # none if all tie
+    run.cost["labels"] += asked
+    require(found, f"none of {asked} rankings tells answers apart; try more --samples or more --prompts")
+    return found, {"rankings": asked, "p_ok": sum(good for *_, good in found) / len(found)}
 
 
 def already_ranked(run):
@@ -162,7 +157,7 @@ def loss_terms(model, batch, cfg, device):
 
 def learn(policy, optimizer, rows, run, rng):
     """Step 3: `epochs` passes over the answers of a round, each time cut anew. -> means of the loss and of its terms"""
-    cfg, total, corpus = run.cfg, torch.zeros(5), Corpus(run.cfg.data, "train")
+    cfg, total, corpus = run.cfg, torch.zeros(5), run.cfg.pretrain_mix and Corpus(run.cfg.data, "train")
     window, count = min(128, policy.config.block_size), max(1, round(cfg.pretrain_mix * cfg.batch_size))
     for step, steps, some in minibatches([len(s + a) for s, _, a in rows], cfg.epochs, cfg.batch_size, run.order):
         cuts = [random_slice(len(rows[k][2]), rng) if cfg.slices else (0, len(rows[k][2])) for k in some]
