@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from data.folder import Corpus, load_folder_tokenizer, read_jsonl, read_prompts, with_room
-from machine import Device, prepare, set_up
+from machine import Device, for_sampling, prepare, set_up
 from model import encode_answer, load_checkpoint, pad, respond, response_mask, score_answers, token_logprobs
 from plumbing import command_line, generator, output_folder, require, whole_file
 from pretrain import corpus_loss
@@ -119,12 +119,14 @@ def win_rate(labelers, per_prompt, prompts, answers, opponents, seed):
     return mean_and_interval(by_prompt)
 
 
-def choose_prefix(gpt, reward_model, encoding, prefixes, prompts, cfg, device):
+def choose_prefix(gpt, reward_model, encoding, prefixes, prompts, cfg):
     """GPT (prompted): of the hand-written few-shot prefixes, the one whose answers score highest (§3.5, footnote)."""
     scores = []
     for prefix in prefixes:
-        draw = generator(cfg.seed, device)
-        answers = respond(gpt, encoding, [prefix + p for p in prompts], cfg.max_new_tokens, 1.0, draw, stop="\n\n")
+        draw = generator(cfg.seed)
+        answers = respond(
+            for_sampling(gpt, cfg), encoding, [prefix + p for p in prompts], cfg.max_new_tokens, 1.0, draw, stop="\n\n"
+        )
         values = [s for s in score_answers(reward_model, encoding, prompts, answers) if not math.isnan(s)]
         scores.append(sum(values) / max(len(values), 1))
     return scores.index(max(scores)), scores
@@ -184,17 +186,11 @@ def along_training(path, judge):
     return curve
 
 
-def best_of_n(model, reward_model, encoding, prompts, judge, cfg, device):
+def best_of_n(model, reward_model, encoding, prompts, judge, cfg):
     """Sample n answers, keep the one the reward model likes best: its KL is ln n - (n-1)/n at most (Stiennon et al.)."""
-    draws = respond(
-        model,
-        encoding,
-        [p for p in prompts for _ in range(cfg.best_of)],
-        cfg.max_new_tokens,
-        1.0,
-        generator(cfg.seed, device),
-    )
-    scores = score_answers(reward_model, encoding, [p for p in prompts for _ in range(cfg.best_of)], draws)
+    asked = [p for p in prompts for _ in range(cfg.best_of)]
+    draws = respond(for_sampling(model, cfg), encoding, asked, cfg.max_new_tokens, 1.0, generator(cfg.seed))
+    scores = score_answers(reward_model, encoding, asked, draws)
     curve, n = [], 1
     while n <= cfg.best_of:
         picked = []
@@ -255,29 +251,23 @@ def main(cfg):
     prompts = [r["prompt"] for r in records]
     valid = [r["prompt"] for r in with_room(read_prompts(cfg.data, "valid"), encoding, room)][: cfg.best_of_prompts]
     report = {"seed": cfg.seed, "n_prompts": len(prompts), "models": {}, "config": asdict(cfg)}
-    opponents = [
-        text
-        for text, _ in respond(
-            models["sft"], encoding, prompts, cfg.max_new_tokens, 1.0, generator(cfg.seed + 1, device)
-        )
-    ]
+    sampler, draw = for_sampling(models["sft"], cfg), generator(cfg.seed + 1)
+    opponents = [text for text, _ in respond(sampler, encoding, prompts, cfg.max_new_tokens, 1.0, draw)]
     answers, greedy, networks = {}, {}, {}
     for key in titles:
         prefix, stop, network = "", "", models.get(key)
         if key == "gpt_prompted" and "gpt" in models and prefixes:
             network = models["gpt"]
             short = [p for p in valid if len(encoding.encode_ordinary(p)) <= tight][:64]
-            best, scores = choose_prefix(network, reward_model, encoding, prefixes, short, cfg, device)
+            best, scores = choose_prefix(network, reward_model, encoding, prefixes, short, cfg)
             prefix, stop = prefixes[best], "\n\n"
             report["prefix"] = {"text": prefix, "scores": scores}
         if network is None:
             continue
         asked = [prefix + p for p in prompts]
-        networks[key] = network
-        answers[key] = respond(
-            network, encoding, asked, cfg.max_new_tokens, 1.0, generator(cfg.seed + 2, device), stop=stop
-        )
-        greedy[key] = respond(network, encoding, asked, cfg.max_new_tokens, 0.0, stop=stop)
+        networks[key], sampler, draw = network, for_sampling(network, cfg), generator(cfg.seed + 2)
+        answers[key] = respond(sampler, encoding, asked, cfg.max_new_tokens, 1.0, draw, stop=stop)
+        greedy[key] = respond(sampler, encoding, asked, cfg.max_new_tokens, 0.0, stop=stop)
     print(f"{len(prompts)} test prompts answered by {len(answers)} models in {time.time() - start:.0f} s", flush=True)
 
     # How good are they?
@@ -321,7 +311,7 @@ def main(cfg):
             report.setdefault("over_optimisation", {})[name] = along_training(out / f"{name}.samples.jsonl", judge)
     if judge:
         report.setdefault("over_optimisation", {})["best_of_n"] = best_of_n(
-            reference, reward_model, encoding, valid, judge, cfg, device
+            reference, reward_model, encoding, valid, judge, cfg
         )
     report["reward_model"] = reward_checkpoint.get("results", {})
     shown = random.Random(cfg.seed).sample(range(len(prompts)), min(6, len(prompts)))

@@ -244,9 +244,10 @@ class Replay:
         self.graphs, self.pool, self.cache = {}, None, None
 
     def cache_for(self, B, S, make):
-        """The cache that the graphs know, if it has B rows and S slots; otherwise a new one, and new graphs."""
-        if self.cache is None or self.cache.k.size(1) != B or self.cache.k.size(3) < S:
+        """The cache that the graphs know, if it has room for B rows and S slots; otherwise a new one, and new graphs."""
+        if self.cache is None or self.cache.k.size(1) < B or self.cache.k.size(3) < S:
             self.graphs.clear()
+            self.pool = self.cache = None
             self.cache = make()
         return self.cache
 
@@ -321,7 +322,8 @@ def has_state(folder, name):
 
 
 def save_state(folder, name, step, cfg, **parts):
-    """Write FOLDER/NAME.state-STEP.pt, whole or not at all, and drop all but the newest cfg.keep.
+    """Write FOLDER/NAME.state-STEP.pt, whole or not at all, and drop all but the newest cfg.keep. What claims to be newer is of
+    a run before this one, which did not resume it.
 
     parts: models, optimizers, generators, logs, dicts of tensors, plain numbers and lists.
     """
@@ -332,6 +334,9 @@ def save_state(folder, name, step, cfg, **parts):
         dist.all_gather_object(everybody, random)
     state = {"step": step, "config": asdict(cfg), "random": everybody}
     state["parts"] = {key: _pack(part) for key, part in parts.items()}
+    for later, path in _states(folder, name).items():
+        if later > step and rank() == 0:
+            path.unlink(missing_ok=True)
     write_torch(Path(folder) / f"{name}.state-{step}.pt", state)
     drop_states(folder, name, cfg.keep)
 
@@ -386,7 +391,7 @@ def load_state(folder, name, cfg, **parts):
         return 0
     path = states[max(states)]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # processes share what they read
         made, saved = state["config"], state["parts"]
     except Exception as problem:
         reason = str(problem).splitlines()[0][:80]

@@ -349,7 +349,7 @@ def read_prompts(model, prompts, max_new_tokens):
         hidden.append(last.repeat_interleave(cache.copies, 0))
     order = torch.tensor(order, device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[order]
-    cache.hide.zero_().masked_fill_((cache.slots >= lengths[:, None])[:, None, None], -torch.inf)
+    cache.hide[: len(prompts)].zero_().masked_fill_((cache.slots >= lengths[:, None])[:, None, None], -torch.inf)
     cache.rows, cache.slot = slice(0, len(prompts)), cache.slots[P - 1 : P]
     return cache, torch.cat(hidden), order
 
@@ -393,7 +393,7 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, generator=Non
     was_training = model.training
     model.eval()  # dropout while sampling would make the ratio on the first minibatch differ from 1
     if uniforms is None:
-        uniforms = torch.rand(max_new_tokens, B, generator=generator, device=device)
+        uniforms = torch.rand(max_new_tokens, B, generator=generator).to(device)
     tokens = F.pad(tokens, (0, max_new_tokens), value=eot)
     active = torch.arange(B, device=device)  # rows still being worked on
     going = torch.ones(B, dtype=torch.bool, device=device)  # which of those have not ended

@@ -124,9 +124,10 @@ def keep_memory():
         pass  # not Linux, or another C library: slower, not wrong
 
 
-def generator(seed, device="cpu"):
-    """A random stream of its own, so that e.g. evaluating more often cannot change training."""
-    return torch.Generator(device=device).manual_seed(seed)
+def generator(seed):
+    """A random stream of its own, so that e.g. evaluating more often cannot change training. Of the CPU, so that a GPU sees
+    the same numbers."""
+    return torch.Generator().manual_seed(seed)
 
 
 def check_finite(value, what, where, fix):

@@ -200,7 +200,7 @@ def rollout(policy, reference, reward_model, value_model, prompts, encoding, cfg
     """Steps 1 and 2: let the policy answer, and everybody look at the answers. prompts: list of B lists of ids."""
     start = time.time()
     sampler = for_sampling(policy, cfg)
-    u = torch.rand(cfg.max_new_tokens, len(prompts), generator=draw, device=draw.device)
+    u = torch.rand(cfg.max_new_tokens, len(prompts), generator=draw).to(sampler.transformer.wte.weight.device)
     own = slice(rank(), None, world())  # the prompts of this process, if there are several: see machine.py
     tokens, lengths, mask = generate(sampler, prompts[own], cfg.max_new_tokens, encoding.eot_token, uniforms=u[:, own])
     sampling = time.time() - start
@@ -308,7 +308,7 @@ def main(cfg):
     require(fits, f"--ptx_window {cfg.ptx_window} is longer than the context of {policy.config.block_size}")
     corpus_valid = Corpus(cfg.data, "valid")
     # Streams of their own: PPO and PPO-ptx of one seed see the same prompts in the same minibatches.
-    streams = {"draw": generator(cfg.seed, device), "order": generator(cfg.seed + 10_000)}
+    streams = {"draw": generator(cfg.seed), "order": generator(cfg.seed + 10_000)}
     streams["pages"] = generator(cfg.seed + 20_000)
     queue = []  # prompts still to come in this pass over them
     log, looks = (MetricsLog(out / f"{name}{end}", cfg.resume) for end in (".jsonl", ".samples.jsonl"))
@@ -365,7 +365,7 @@ def main(cfg):
         log.write(**record)
         line(record, cfg, log)
         if iteration % cfg.look_every == 0 or iteration + 1 == cfg.iterations:
-            look(policy, reference, reward_model, look_at, encoding, cfg, iteration, looks, generator(cfg.seed, device))
+            look(policy, reference, reward_model, look_at, encoding, cfg, iteration, looks, generator(cfg.seed))
         if cfg.save_every and (iteration + 1) % cfg.save_every == 0:
             save_state(out, name, iteration + 1, cfg, **everything)
 

@@ -153,7 +153,7 @@ def main(cfg):
         [beginning],
         min(60, model_config.block_size - 6),
         encoding.eot_token,
-        generator=generator(cfg.seed, device),
+        generator=generator(cfg.seed),
     )
     print("a page it makes up:\n  " + encoding.decode(tokens[0, : lengths[0]].tolist()).replace("\n", "\n  "))
     save_checkpoint(out / f"{cfg.name}.pt", model, tokenizer, cfg, cfg.steps)

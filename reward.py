@@ -180,7 +180,7 @@ def collect(cfg, out, tokenizer, encoding, device):
     supervised, base = (for_sampling(prepare(model, cfg, shard=False), cfg) for model in (supervised, base))
     groups = {group: load_labelers(cfg.data, group) for group in ("training", "held_out")}
     prefixes = [r["prefix"] for _, r in read_jsonl(Path(cfg.data) / "prefixes.jsonl")]
-    rng, draw = random.Random(cfg.seed), generator(cfg.seed, device)
+    rng, draw = random.Random(cfg.seed), generator(cfg.seed)
     room = supervised.config.block_size - cfg.max_new_tokens
     limit = room - max(len(encoding.encode_ordinary(p)) for p in prefixes)
     records = []

@@ -69,7 +69,7 @@ from pretrain import corpus_loss, lm_loss
 class Config(Training):
     data: str = "out/run/data"  # data folder
     out: str = "out/run"  # run folder
-    base: str = ""  # checkpoint to start from; default: OUT/base.pt
+    init: str = ""  # checkpoint to start from, or gpt2, gpt2-medium, …; default: OUT/base.pt
     name: str = "sft"  # writes OUT/NAME.pt, OUT/NAME.jsonl, and NAME.epoch-N.pt per epoch
     epochs: int = 3  # passes over the demonstrations; 0 = only choose by --reward_model          paper: 16
     batch_size: int = 32  # demonstrations per step                                               paper: 32 (175B: 8)
@@ -124,9 +124,9 @@ def demonstration_loss(model, rows, device, batch_size=64):
 
 
 @torch.no_grad()
-def mean_reward(model, reward_model, encoding, prompts, cfg, device):
+def mean_reward(model, reward_model, encoding, prompts, cfg):
     """Mean reward-model score of one T = 1 sample per prompt; the same random stream for every model."""
-    answers = respond(model, encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed, device))
+    answers = respond(for_sampling(model, cfg), encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed))
     scores = [s for s in score_answers(reward_model, encoding, prompts, answers) if not math.isnan(s)]
     return sum(scores) / max(len(scores), 1)
 
@@ -143,9 +143,8 @@ def choose_by_reward(cfg, out, tokenizer, encoding, device):
         model, _, checkpoint = load_checkpoint(path, "policy", device, tokenizer=tokenizer)
         prepare(model, cfg, shard=False)
         prompts = with_room(prompts, encoding, model.config.block_size - cfg.max_new_tokens)
-        score = mean_reward(
-            model, reward_model, encoding, [r["prompt"] for r in prompts[: cfg.choose_prompts]], cfg, device
-        )
+        asked = [r["prompt"] for r in prompts[: cfg.choose_prompts]]
+        score = mean_reward(model, reward_model, encoding, asked, cfg)
         print(
             f"{path.name}: reward {score:+.3f} on {min(len(prompts), cfg.choose_prompts)} validation prompts, loss {checkpoint['valid_loss']:.3f}"
         )
@@ -184,7 +183,7 @@ def main(cfg):
 def train(cfg, out, tokenizer, encoding, device):
     if finished(out, cfg.name, cfg):
         return
-    model, _, _ = load_checkpoint(cfg.base or out / "base.pt", "policy", device, cfg.dropout, tokenizer)
+    model, _, _ = load_checkpoint(cfg.init or out / "base.pt", "policy", device, cfg.dropout, tokenizer)
     block_size = model.config.block_size
     rows = encode_demonstrations(read_demonstrations(cfg.data, "train"), encoding, block_size)
     valid = encode_demonstrations(read_demonstrations(cfg.data, "valid"), encoding, block_size)
@@ -256,7 +255,7 @@ def train(cfg, out, tokenizer, encoding, device):
     prompts = [p for p in prompts if len(encoding.encode_ordinary(p)) <= room]
     for prompt, (text, _) in zip(
         prompts,
-        respond(for_sampling(model, cfg), encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed, device)),
+        respond(for_sampling(model, cfg), encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed)),
     ):
         print(f"  {prompt.strip()!r} -> {text!r}")
     drop_states(out, cfg.name)

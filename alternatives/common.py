@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ppo
 from data.folder import Corpus, load_folder_tokenizer, read_comparisons, read_jsonl, read_prompts, with_room
-from machine import Device, prepare, set_up, world
+from machine import Device, for_sampling, prepare, set_up, world
 from model import encode_answer, load_checkpoint, respond, save_checkpoint
 from plumbing import (
     MetricsLog,
@@ -55,7 +55,7 @@ class Run:
         self.out = output_folder(cfg.out)
         self.log = MetricsLog(self.out / f"{name}.jsonl")
         self.cost = {"labels": 0, "tokens": 0}  # rankings or pairs by people; sampled tokens, theirs included
-        self.draw = generator(cfg.seed, self.device)  # of sampling
+        self.draw = generator(cfg.seed)  # of sampling
         self.order = generator(cfg.seed + 10_000)  # of data
 
     def load(self, name, kind="policy", dropout=0.0):
@@ -71,7 +71,7 @@ class Run:
     def answers(self, model, prompts, temperature=1.0, stop=""):
         """[(text, ended)], one per prompt; counts their tokens."""
         n = self.cfg.max_new_tokens
-        answers = respond(model, self.encoding, prompts, n, temperature, self.draw, stop=stop)
+        answers = respond(for_sampling(model, self.cfg), self.encoding, prompts, n, temperature, self.draw, stop=stop)
         self.cost["tokens"] += sum(len(self.encoding.encode_ordinary(t)) + e for t, e in answers)
         return answers
 

@@ -33,7 +33,7 @@ from data.folder import Corpus, load_folder_tokenizer, read_jsonl, read_prompts,
 from data.judge import Judge
 from data.labelers import load_labelers
 from evaluate import gold_report, interval, kl_of_texts, table, win_rate
-from machine import Device, prepare, set_up
+from machine import Device, for_sampling, prepare, set_up
 from model import load_checkpoint, respond, score_answers
 from plumbing import command_line, generator, require, whole_file
 from pretrain import corpus_loss
@@ -104,7 +104,7 @@ def train_missing(cfg, out, seed, wanted):
         pages = str(out / "feedback")
         more = QUICK["feedback"] if cfg.quick else {}
         run("pages", feedback, {"world": shared["data"], "out": pages, "seed": seed} | more, "reader")
-        read = shared | {"data": pages, "base": str(out / "ppo_init.pt"), "name": "reader", "epochs": 1}
+        read = shared | {"data": pages, "init": str(out / "ppo_init.pt"), "name": "reader", "epochs": 1}
         run("reader", sft, read | {"dropout": 0.0, "learning_rate": 1e-3}, "reader")
     if "llama2" in wanted:  # the table of margins: the same rankings with each set; none is run.py's own
         for margin in ("small", "large"):
@@ -166,7 +166,7 @@ def compare(cfg, out, seed, device, wanted, seconds):
     ]
 
     def answer(policy, asked, plus):
-        return respond(policy, encoding, asked, cfg.max_new_tokens, 1.0, generator(seed + plus, device))
+        return respond(for_sampling(policy, cfg), encoding, asked, cfg.max_new_tokens, 1.0, generator(seed + plus))
 
     sft_name = "sft_best" if (out / "sft_best.pt").exists() else "sft"
     opponents = [text for text, _ in answer(load(sft_name)[0], prompts, 1)]
@@ -177,7 +177,7 @@ def compare(cfg, out, seed, device, wanted, seconds):
     for name in (*FROM_RUN, *wanted):
         if name == "best_of_n":
             policy, checkpoint, prefix = reference, {}, ""
-            best = [best_of_n(cfg, policy, reward_model, encoding, asked, seed, device) for asked in (prompts, attacks)]
+            best = [best_of_n(cfg, policy, reward_model, encoding, asked, seed) for asked in (prompts, attacks)]
             answers, under_attack = best
         else:
             policy, checkpoint = load(sft_name if name == "sft" else name)
@@ -213,10 +213,10 @@ def mean(values):
     return sum(values) / max(len(values), 1)
 
 
-def best_of_n(cfg, policy, reward_model, encoding, prompts, seed, device):
+def best_of_n(cfg, policy, reward_model, encoding, prompts, seed):
     """Of n answers the one the reward model likes best: no training at all, n times the sampling."""
     asked = [x for x in prompts for _ in range(cfg.best_of)]
-    draws = respond(policy, encoding, asked, cfg.max_new_tokens, 1.0, generator(seed + 2, device))
+    draws = respond(for_sampling(policy, cfg), encoding, asked, cfg.max_new_tokens, 1.0, generator(seed + 2))
     scores = [-math.inf if math.isnan(s) else s for s in score_answers(reward_model, encoding, asked, draws)]
     n = cfg.best_of
     return [draws[max(range(i, i + n), key=scores.__getitem__)] for i in range(0, len(asked), n)]

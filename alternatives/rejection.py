@@ -134,7 +134,7 @@ def main(cfg):
     demonstrations = encode_demonstrations(read_demonstrations(cfg.data, "train"), run.encoding, block_size)
     old, valid_rankings = encoded_rankings(run, block_size).values()
     rm_accuracy = accuracy(outcomes_of(reward_model, valid_rankings))[0]
-    start = mean_reward(policy, reward_model, run.encoding, valid, cfg, run.device)
+    start = mean_reward(policy, reward_model, run.encoding, valid, cfg)
     print(f"V0: validation reward {start:+.3f}, reward model right on {100 * rm_accuracy:.1f} % of validation pairs")
     pool, curves = [], []
 
@@ -160,7 +160,7 @@ def main(cfg):
         policy = run.load("base")
         loss = fine_tune(policy, demonstrations + run.rows(pool), run, cfg.epochs, cfg.learning_rate, cfg.batch_size)
         for name, judge in (("valid_reward", reward_model), ("valid_reward_first", first)):
-            record[name] = mean_reward(policy, judge, run.encoding, valid, cfg, run.device)
+            record[name] = mean_reward(policy, judge, run.encoding, valid, cfg)
         record |= {"rm_accuracy": rm_accuracy, "loss": loss, "picks": len(pool), "labels": run.cost["labels"]}
         run.log.write(round=version, mean=curves[-1][0], best_of_n=curves[-1], **record)
         line(version, curves[-1], record)

@@ -118,7 +118,7 @@ def write_and_score(run, policy, reward_model, prompts, demonstrations):
 
 def validation_reward(run, policy, reward_model, prompts):
     """Mean reward of one answer per prompt at temperature 1, the same random numbers for every policy."""
-    return mean_reward(policy, reward_model, run.encoding, prompts, run.cfg, run.device)
+    return mean_reward(policy, reward_model, run.encoding, prompts, run.cfg)
 
 
 def improve(run, policy, reward_model, items, scores, best, taus, valid):

@@ -1,7 +1,7 @@
 """More of the village's web: pages on which people compare, criticise and rewrite answers.
 
     python data/feedback.py --out out/run/feedback --world out/run/data      # a data folder, like any other
-    python sft.py --data out/run/feedback --base out/run/ppo_init.pt --name reader --epochs 1 \\
+    python sft.py --data out/run/feedback --init out/run/ppo_init.pt --name reader --epochs 1 \\
         --dropout 0 --learning_rate 1e-3
 
 Whoever asks a model to judge or to criticise (RLAIF, Constitutional AI) needs one that has read how people do it. These

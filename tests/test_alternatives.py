@@ -339,6 +339,7 @@ def test_costs_of_run_come_from_its_logs(tmp_path):
 def test_best_of_n_keeps_the_highest(monkeypatch):
     draws = [("a", True), ("b", True), ("c", True), ("d", True)]
     monkeypatch.setattr(compare, "respond", lambda *a: draws)
+    monkeypatch.setattr(compare, "for_sampling", lambda policy, cfg: policy)
     monkeypatch.setattr(compare, "score_answers", lambda *a: [0.1, float("nan"), -2.0, -1.0])
     cfg = SimpleNamespace(best_of=2, max_new_tokens=4)
-    assert compare.best_of_n(cfg, None, None, None, ["x", "y"], 0, "cpu") == [("a", True), ("d", True)]
+    assert compare.best_of_n(cfg, None, None, None, ["x", "y"], 0) == [("a", True), ("d", True)]

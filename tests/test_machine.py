@@ -256,6 +256,10 @@ def test_a_state_comes_back_whole_and_refuses_other_settings(tmp_path):
     assert sorted(p.name[8] for p in tmp_path.glob("y.*")) == ["3", "4", "5"]
     machine.drop_states(tmp_path, "y")
     assert not list(tmp_path.glob("y.*"))
+    for step in (9, 2):  # a run that was killed after step 9, then one that begins anew
+        save_state(tmp_path, "z", step, cfg, **old)
+    assert [p.name for p in tmp_path.glob("z.*")] == ["z.state-2.pt"], "its own state is not what is dropped"
+    machine.drop_states(tmp_path, "z")
     after = torch.rand(5), torch.rand(5, generator=old["draw"])
     old["log"].write(step=2)
 
@@ -288,11 +292,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["pretrain", "reward"])
+@pytest.mark.parametrize("name", ["pretrain", "sft", "reward"])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_path_factory, monkeypatch, capsys, name):
     """Interrupted right after each saved state, and resumed in the same process."""
-    other, saved = twin(run, tmp_path_factory), []
-    module, cfg = settings(name, data, run)
+    other, saved, more = twin(run, tmp_path_factory), [], {"dropout": 0.3} if name == "sft" else {}
+    module, cfg = settings(name, data, run, **more)
     module.main(cfg)
 
     def save_and_die(*args, **parts):
@@ -301,7 +305,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_pat
         raise Killed
 
     monkeypatch.setattr(module, "save_state", save_and_die)
-    module, cfg = settings(name, data, other, save_every=2, resume=True)
+    module, cfg = settings(name, data, other, save_every=2, resume=True, **more)
     for _ in range(20):
         try:
             torch.rand(7)  # whatever else the process does

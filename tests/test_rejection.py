@@ -298,7 +298,7 @@ def test_settings_of_ppo(run, data, monkeypatch, iterations):
 
 def test_the_figure(tmp_path, monkeypatch, capsys):
     curves = [[0.0, 0.5, 0.7], [0.2, 0.6, 0.8]]
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     rejection.figure(curves, tmp_path / "rejection.png")
     assert not (tmp_path / "rejection.png").exists() and "not installed" in capsys.readouterr().out
     monkeypatch.undo()

@@ -213,7 +213,7 @@ def test_reward_is_of_prompt_and_answer_as_the_reward_model_was_trained(encoding
 
     monkeypatch.setattr(sft, "respond", lambda *args, **kwargs: answers)
     judge = SimpleNamespace(score=score, config=SimpleNamespace(block_size=64), bias=torch.zeros(()))
-    mean = sft.mean_reward(make(), judge, encoding, prompts, sft.Config(), CPU)
+    mean = sft.mean_reward(make(), judge, encoding, prompts, sft.Config())
     want = [
         encoding.encode_ordinary(p) + encoding.encode_ordinary(a) + [encoding.eot_token] * ended
         for p, (a, ended) in zip(prompts, answers)
