@@ -45,7 +45,7 @@ class Config:
 
 QUICK = {  # settings under which every step works in seconds
     "data": {"web_pages": 1200, "users": 6, "demonstrations": 96, "task_items": 8},
-    "pretrain": {"steps": 10},
+    "pretrain": {"steps": 10, "n_layer": 2, "n_embd": 64},
     "sft": {"epochs": 2},
     "reward": {"prompts": 32, "valid_prompts": 8},
     "choose_sft": {"choose_prompts": 8},

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ppo
+from data import village
 from data.folder import Corpus, load_folder_tokenizer, read_comparisons, read_jsonl, read_prompts, with_room
 from machine import Device, for_sampling, prepare, set_up, world
 from model import encode_answer, load_checkpoint, respond, save_checkpoint
@@ -138,6 +139,18 @@ def tell_apart(records, run, block_size):
 def longest(rankings):
     """Length of the longest answer of each, to put similar ones into a batch."""
     return [max(len(ids) for ids, *_ in ranking) for ranking in rankings]
+
+
+def red_team(world, count, valleys, rng, unseen=False):
+    """Prompts that ask for something unkind, about people of these valleys. With repeats once all are used. -> [prompt]"""
+    found = [
+        village.draw_intent("rude", world, world.valleys[v], rng, unseen=unseen)[0] + village.ASK
+        for v in valleys
+        for _ in range(60)
+    ]
+    found = sorted(set(found))
+    rng.shuffle(found)
+    return (found * -(-count // len(found)))[:count]
 
 
 def minibatches(lengths, epochs, batch_size, order):

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from alternatives.common import Inputs, Run, encoded_rankings, fine_tune, fit, longest, ppo_from
+from alternatives.common import Inputs, Run, encoded_rankings, fine_tune, fit, longest, ppo_from, red_team
 from alternatives.labeler import loss_on_pairs, preferences, two_answers
 from data import village
 from data.feedback import critique_of, revision_of, unkind
@@ -73,18 +73,6 @@ def read_constitution(path):
             principles.append(parts)
     require(principles, f"{path}: no principle in it; write one per line: question | request | choice")
     return principles
-
-
-def red_team(world, count, valleys, rng, unseen=False):
-    """Prompts that ask for something unkind, about people of these valleys. With repeats once all are used. -> [prompt]"""
-    found = [
-        village.draw_intent("rude", world, world.valleys[v], rng, unseen=unseen)[0] + village.ASK
-        for v in valleys
-        for _ in range(60)
-    ]
-    found = sorted(set(found))
-    rng.shuffle(found)
-    return (found * -(-count // len(found)))[:count]
 
 
 def helpful_only(run, world):

@@ -188,14 +188,14 @@ def main(cfg):
     require(cfg.good != cfg.bad, f"--good and --bad are both {cfg.good!r}: they must differ")
     counts = (cfg.rounds, cfg.prompts, cfg.epochs, cfg.batch_size)
     require(min(counts) >= 1, "--rounds, --prompts, --epochs, --batch_size: at least 1")
-    require(cfg.samples >= 2, f"--samples {cfg.samples}: a ranking needs at least 2 answers")
-    require(cfg.learning_rate > 0, f"--learning_rate {cfg.learning_rate}: must be positive")
+    require(
+        cfg.samples >= 2 and cfg.learning_rate > 0, "--samples: at least 2, for a ranking; --learning_rate: positive"
+    )
     smoothing = (cfg.label_smoothing, cfg.contrast_smoothing)
     require(0 <= min(smoothing) <= max(smoothing) < 0.5, "--label_smoothing, --contrast_smoothing: 0 to less than 0.5")
     require(min(cfg.contrast, cfg.entropy_coef) >= 0, "--contrast and --entropy_coef must not be negative")
     require(0 <= cfg.pretrain_mix < 1, f"--pretrain_mix {cfg.pretrain_mix}: a share below 1")
-    people = load_labelers(cfg.data, "training")
-    policy = run.load("ppo_init")
+    people, policy = load_labelers(cfg.data, "training"), run.load("ppo_init")
     questions, held_out = questions_of(run, policy, "train"), questions_of(run, policy, "valid")
     optimizer, rng = adamw(policy, cfg.learning_rate), random.Random(cfg.seed)
     for n in range(0 if cfg.ranked else 1, cfg.rounds + 1):

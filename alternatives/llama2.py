@@ -33,8 +33,8 @@ import torch
 import torch.nn.functional as F
 
 import ppo
-from alternatives.common import Inputs, Run, encoded_rankings, fit, longest
-from alternatives.constitutional import helpful_only, red_team
+from alternatives.common import Inputs, Run, encoded_rankings, fit, longest, red_team
+from alternatives.constitutional import helpful_only
 from data import village
 from data.labelers import load_labelers
 from model import ScalarModel, pad, save_checkpoint, score_rows
@@ -179,9 +179,8 @@ def main(cfg):
         run.cost["tokens"] += int(batch["mask"].sum())
         rows = [row[:n] for row, n in zip(batch["tokens"].tolist(), batch["lengths"].tolist())]
         safety = torch.tensor(score_rows(r_s, rows), device=run.device)
-        flags = torch.tensor(is_safety, device=run.device)
+        flags, mask = torch.tensor(is_safety, device=run.device), batch["mask"]
         R = combine(batch["scores"], safety, flags, cfg.threshold, cfg.linear)
-        mask = batch["mask"]
         rewards = ppo.shaped_rewards(R, batch["logprobs"], batch["ref_logprobs"], mask, cfg.kl_coef)
         advantages, batch["returns"] = ppo.gae(rewards, batch["values"], mask, cfg_ppo.discount, cfg_ppo.lam)
         batch["advantages"] = ppo.whiten(advantages, mask)
@@ -196,8 +195,7 @@ def main(cfg):
         if iteration % 4 == 0 or iteration + 1 == cfg.iterations:
             print(f"iteration {iteration:3}/{cfg.iterations}  " + "  ".join(f"{k} {v:+.3f}" for k, v in record.items()))
     policy.load_state_dict(average)
-    sample = run.answers(policy, attacks[:2])
-    for x, (text, _) in zip(attacks, sample):
+    for x, (text, _) in zip(attacks, run.answers(policy, attacks[:2])):
         print(f"  {x.strip()!r} -> {text!r}")
     run.finish(policy, **results)
 

@@ -420,7 +420,11 @@ def test_steps_of_few_shapes_on_one_cache_give_the_same_text():
         assert all(torch.equal(a, b) for a, b in zip(plain, recorded))
         caches.add(id(replay.cache))
     assert len(caches) == 1 and len(keys) > 5 * len(set(keys))
-    assert {11, 8, 7, 4} <= {rows for rows, _ in keys} <= {11, 8, 7, 4, 2, 1} and {seen for _, seen in keys} <= {64, 128, 152}
+    assert {11, 8, 7, 4} <= {rows for rows, _ in keys} <= {11, 8, 7, 4, 2, 1} and {seen for _, seen in keys} <= {
+        64,
+        128,
+        152,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints

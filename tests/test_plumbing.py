@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import functools
 import importlib
 import inspect
 import json
@@ -237,13 +238,14 @@ PASSED_ON = {
 }  # a script that hands its Config to functions of another file
 
 
+@functools.cache
 def settings_read(path):
     """Names X that a file reads as `cfg.X`, or as getattr(cfg, …) from a list in which "X" stands."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("cfg", "run.cfg", "self.cfg"):
-            found.add(node.attr)
+        if isinstance(node, ast.Attribute) and getattr(node.value, "attr", getattr(node.value, "id", "")) == "cfg":
+            found.add(node.attr)  # of cfg, run.cfg, self.cfg
         if isinstance(node, ast.FunctionDef) and re.search(r"getattr\((run\.)?cfg", ast.unparse(node)):
             found |= {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return found
@@ -267,8 +269,8 @@ def test_every_setting_is_read_and_explained(path):
         read |= settings_read(ROOT / other)
     names = {f.name for f in fields(module.Config)}
     assert names - read == set(), "settings that nobody reads"
+    sources = "\n".join(inspect.getsource(c) for c in module.Config.__mro__[:-1])
     for f in fields(module.Config):
-        sources = "\n".join(inspect.getsource(c) for c in module.Config.__mro__[:-1])
         line = next(x for x in sources.splitlines() if x.strip().startswith(f"{f.name}:"))
         assert f.type in (int, float, str, bool) and type(f.default) is f.type and "  # " in line, line
 
