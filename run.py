@@ -2,7 +2,7 @@
 
     python run.py                          # the village: offline, about 9 minutes on 2 CPU cores → out/run/report.md
     python run.py --seed 1 --out out/seed1 # another world, other people, other weights
-    python run.py --quick                  # the same steps in about a minute; the numbers mean nothing
+    python run.py --quick                  # the same steps in a quarter of a minute; the numbers mean nothing
 
 Only calls the scripts' main(Config(...)) in order. A stage that has run with the same settings, code and inputs is
 skipped, so an interrupted run goes on where it stopped, and an edited script redoes what depends on it.
