@@ -121,12 +121,10 @@ def win_rate(labelers, per_prompt, prompts, answers, opponents, seed):
 
 def choose_prefix(gpt, reward_model, encoding, prefixes, prompts, cfg):
     """GPT (prompted): of the hand-written few-shot prefixes, the one whose answers score highest (§3.5, footnote)."""
-    scores = []
+    scores, sampler = [], for_sampling(gpt, cfg)
     for prefix in prefixes:
-        draw = generator(cfg.seed)
-        answers = respond(
-            for_sampling(gpt, cfg), encoding, [prefix + p for p in prompts], cfg.max_new_tokens, 1.0, draw, stop="\n\n"
-        )
+        asked, draw = [prefix + p for p in prompts], generator(cfg.seed)
+        answers = respond(sampler, encoding, asked, cfg.max_new_tokens, 1.0, draw, stop="\n\n")
         values = [s for s in score_answers(reward_model, encoding, prompts, answers) if not math.isnan(s)]
         scores.append(sum(values) / max(len(values), 1))
     return scores.index(max(scores)), scores

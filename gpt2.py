@@ -1,7 +1,7 @@
 """GPT-2's released weights in, our policies out: Hugging Face's layout, read and written without their library.
 
     python sft.py --init gpt2 ...                                     # downloads once, 548 MB, then works offline
-    python gpt2.py --checkpoint out/run/ppo.pt --out out/export       # a folder that transformers, vLLM, … load
+    python gpt2.py --checkpoint out/run/ppo.pt --out out/export       # a folder that transformers loads
 
 In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), a folder with model.safetensors or pytorch_model.bin, or such a file.
 A name is looked for in the cache that Hugging Face's tools share (HF_HOME, HF_HUB_CACHE), then in ours, then downloaded

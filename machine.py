@@ -322,8 +322,9 @@ def has_state(folder, name):
 
 
 def save_state(folder, name, step, cfg, **parts):
-    """Write FOLDER/NAME.state-STEP.pt, whole or not at all, and drop all but the newest cfg.keep. What claims to be newer is of
-    a run before this one, which did not resume it.
+    """Write FOLDER/NAME.state-STEP.pt, whole or not at all, and drop all but the newest cfg.keep.
+
+    What claims to be newer is of an earlier run that this one did not resume, and goes first.
 
     parts: models, optimizers, generators, logs, dicts of tensors, plain numbers and lists.
     """

@@ -125,8 +125,10 @@ def keep_memory():
 
 
 def generator(seed):
-    """A random stream of its own, so that e.g. evaluating more often cannot change training. Of the CPU, so that a GPU sees
-    the same numbers."""
+    """A random stream of its own, so that e.g. evaluating more often cannot change training.
+
+    It is the CPU's, so that a run on a GPU draws the same numbers.
+    """
     return torch.Generator().manual_seed(seed)
 
 

@@ -1,7 +1,8 @@
-"""What the alternatives share: where things are, what a method costs, and two small loops.
+"""What the alternatives share: where things are, what a method costs, and three loops.
 
-Every method here starts from what run.py made (base.pt, ppo_init.pt, reward.pt, comparisons.jsonl), writes policies that
-evaluate.py and compare.py know, and says what it used: rankings by people, sampled tokens, seconds. They run in one process.
+Every method here starts from what run.py made (base.pt, ppo_init.pt, reward.pt, comparisons.jsonl), writes policies
+that evaluate.py and compare.py know, and says what it used: rankings by people, sampled tokens, seconds. They run in
+one process.
 """
 
 import math
@@ -87,7 +88,7 @@ class Run:
         return [(prompt + answer, len(prompt)) for prompt, answer in rows if len(answer)]
 
     def finish(self, model, **results):
-        """Write NAME.pt with what it cost. -> the cost"""
+        """Write NAME.pt with what it cost."""
         cost = self.cost | {"seconds": time.time() - self.began}
         save_checkpoint(self.out / f"{self.name}.pt", model, self.tokenizer, self.cfg, 0, cost=cost, results=results)
         self.log.write(cost=cost, **results)
@@ -95,7 +96,6 @@ class Run:
             f"wrote {self.out}/{self.name}.pt: {cost['labels']:,} human labels, {cost['tokens']:,} sampled tokens, "
             f"{cost['seconds']:.0f} s; next: python alternatives/compare.py"
         )
-        return cost
 
 
 def rankings_of_people(run, learn=True):
@@ -142,7 +142,7 @@ def longest(rankings):
 
 
 def red_team(world, count, valleys, rng, unseen=False):
-    """Prompts that ask for something unkind, about people of these valleys. With repeats once all are used. -> [prompt]"""
+    """Prompts that ask for something unkind, about people of these valleys; repeated once all are used. -> [prompt]"""
     found = [
         village.draw_intent("rude", world, world.valleys[v], rng, unseen=unseen)[0] + village.ASK
         for v in valleys
@@ -178,7 +178,7 @@ def fit(model, loss_of, lengths, run, epochs, batch_size, learning_rate):
 
 
 def fine_tune(model, rows, run, epochs, learning_rate, batch_size=32, pretrain_mix=0.1):
-    """Supervised fine-tuning on answers, in place, as PPO's start was made: sft.py's loss, a tenth of it on pretraining text.
+    """Supervised fine-tuning on answers, in place, as PPO's start was made: sft.py's loss, a tenth on pretraining text.
 
     rows: [(ids, length of the prompt)]. -> mean loss on the answers
     """
@@ -196,7 +196,7 @@ def fine_tune(model, rows, run, epochs, learning_rate, batch_size=32, pretrain_m
 
 
 def ppo_from(run, name, init, reward_model, iterations, results=None, **settings):
-    """ppo.py from OUT/init.pt against OUT/reward_model.pt, in fewer iterations than usual -> OUT/name.pt with what all cost."""
+    """ppo.py from OUT/init.pt against OUT/reward_model.pt, in fewer iterations than usual -> OUT/name.pt, with all costs."""
     usual, share = ppo.Config(), min(1, iterations / ppo.Config.iterations)
     settings = {"data": run.cfg.data, "out": run.cfg.out, "name": name, "iterations": iterations} | settings
     settings |= {"init": str(run.out / f"{init}.pt"), "reward_model": str(run.out / f"{reward_model}.pt")}

@@ -1,15 +1,16 @@
 """All methods on one table: the same world, the same judge, the same prompts.
 
     python run.py                                                   # first: the models that everything starts from
-    python alternatives/compare.py                                  # trains what is missing, about 20 minutes on 2 cores
+    python alternatives/compare.py                                  # trains what is missing: about 24 minutes, 2 cores
     python alternatives/compare.py --runs out/run,out/seed1,out/seed2
     python alternatives/compare.py --methods dpo,rest               # only these
 
-Prints and writes RUN/alternatives.md and alternatives.json, and with matplotlib alternatives.png. Win rates are against the
-same fixed SFT answers as evaluate.py's, and against PPO-ptx's own; "red team" is the share of harmless answers to test
-prompts that ask for something unkind. Labels are rankings or pairs that people judged for this method, whatever their size;
-tokens are those that were sampled for it, ranked answers included; seconds include whatever it builds on beside PPO's start:
-collecting rankings, training the reward model or the reading model. What is used by several is counted for each.
+Prints and writes RUN/alternatives.md and alternatives.json, and with matplotlib alternatives.png. Win rates are against
+the same fixed SFT answers as evaluate.py's, and against PPO-ptx's own; "red team" is the share of harmless answers to
+test prompts that ask for something unkind. Labels are rankings or pairs that people judged for this method, whatever
+their size; tokens are those that were sampled for it, ranked answers included; seconds include whatever it builds on
+beside PPO's start: collecting rankings, training the reward model or the reading model. What is used by several is
+counted for each.
 """
 
 import json
@@ -88,7 +89,8 @@ def train_missing(cfg, out, seed, wanted):
     """Run the scripts whose policy is not in the run folder yet. -> {script or model: seconds}"""
     shared = {"data": str(out / "data"), "out": str(out), "seed": seed, "max_new_tokens": cfg.max_new_tokens}
     shared |= {k: getattr(cfg, k) for k in ("device", "threads", "dtype")}
-    seconds = json.loads((out / "alternatives.seconds.json").read_text()) if _there(out, "alternatives.seconds") else {}
+    record = out / "alternatives.seconds.json"
+    seconds = json.loads(record.read_text()) if record.exists() else {}
 
     def run(what, module, settings, *names):
         if all((out / f"{name}.pt").exists() for name in names) and not cfg.redo:
@@ -97,7 +99,7 @@ def train_missing(cfg, out, seed, wanted):
         start = time.time()
         module.main(module.Config(**settings))
         seconds[what] = time.time() - start
-        with whole_file(out / "alternatives.seconds.json") as file:
+        with whole_file(record) as file:
             json.dump(seconds, file)
 
     if any("reader" in METHODS[name][3] for name in wanted):
@@ -110,20 +112,15 @@ def train_missing(cfg, out, seed, wanted):
         for margin in ("small", "large"):
             name = f"reward_{margin}"
             run(name, reward, shared | {"margin": margin, "name": name}, name)
-    done = set()
     for name in wanted:
         _, module, settings, _ = METHODS[name]
-        script = module.__name__.split(".")[-1]
-        if name == "rejection" and "rejection_ppo" in wanted or (script, str(settings)) in done:
-            continue  # one script may write several of them
-        done.add((script, str(settings)))
-        writes = [other for other in wanted if METHODS[other][1:3] == (module, settings)]
-        run(name, module, shared | settings | (QUICK[script] if cfg.quick else {}), *writes)
+        # One run of a script may write several of them.
+        together = [other for other in wanted if METHODS[other][1:3] == (module, settings)]
+        if name != together[0] or name == "rejection" and "rejection_ppo" in wanted:
+            continue
+        quick = QUICK[module.__name__.split(".")[-1]] if cfg.quick else {}
+        run(name, module, shared | settings | quick, *together)
     return seconds
-
-
-def _there(out, name):
-    return (out / f"{name}.json").exists()
 
 
 def margins_table(out):

@@ -15,10 +15,11 @@ Reads as a variation on sft.py, reward.py and ppo.py. The principles are constit
                 L = Eq. 1 (people)  -  p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a)
   5. RL-CAI     PPO against it, from SL-CAI, on usual and red-team prompts (ppo.py)
 
-Deviations: critiques, revisions and labels are written by a model that has read how people write them (data/feedback.py),
-where the paper prompts the helpful model itself with examples: a million parameters do not learn from examples in a prompt.
-The helpful model is fine-tuned, not trained by RLHF, and answers a usual prompt once (paper: twice). Red-team prompts are the
-village's, all from its training valleys: few are different, so they come several times. Four principles, not sixteen.
+Deviations: critiques, revisions and labels are written by a model that has read how people write them
+(data/feedback.py), where the paper prompts the helpful model itself with examples: a million parameters do not learn
+from examples in a prompt. The helpful model is fine-tuned, not trained by RLHF, and answers a usual prompt once (paper:
+twice). Red-team prompts are the village's, all from its training valleys: few are different, so they come several
+times. Four principles, not sixteen.
 """
 
 import random
@@ -97,7 +98,7 @@ def helpful_only(run, world):
 
 
 def critiques_and_revisions(run, critic, principles, prompts, answers, rng):
-    """Step 1, one round, all prompts at a time. answers: [text] -> principles, critiques [text], revisions [(text, ended)]"""
+    """One round of step 1. answers: [text] -> principles, critiques [text], revisions [(text, ended)], one per prompt."""
     drawn = [rng.choice(principles) for _ in prompts]
     asked = [critique_of(x, y, question) for x, y, (question, _, _) in zip(prompts, answers, drawn)]
     critiques = [text for text, _ in run.answers(critic, asked, stop="\n")]
@@ -137,7 +138,6 @@ def feedback(run, model, critic, principles, prompts, rng):
 def preference_model(run, start, rankings, pairs):
     """Step 4: every batch holds people's rankings and AI-labelled pairs; both losses weigh the same."""
     cfg, model = run.cfg, ScalarModel.from_gpt(start)
-
     size = max(1, round(len(pairs) * cfg.batch_size / len(rankings)))  # as many as make one pass over them
 
     def loss_of(some):

@@ -16,11 +16,11 @@ and Eq. 1 of InstructGPT becomes
 
 The gradient pulls hardest where the implicit rewards are most wrong: its weight is σ( r̂(x, y_l) - r̂(x, y_w) ).
 
-The reference is PPO's initial policy, which wrote most of the answers; where others wrote them, as in data/hh.py's folder,
-fine-tune it on the chosen ones first. Deviations: AdamW, not RMSprop; cosine without the 150 steps of warm-up; gradients
-clipped to 1, not 10; an answer that was cut off has no end-of-text; rankings give all their pairs, each prompt weighing the
-same, as in reward.py (DPO's data are pairs). Chosen answers becoming less likely too is no bug: only the difference is
-trained, and both may fall.
+The reference is PPO's initial policy, which wrote most of the answers; where others wrote them, as in data/hh.py's
+folder, fine-tune it on the chosen ones first. Deviations: AdamW, not RMSprop; cosine without the 150 steps of warm-up;
+gradients clipped to 1, not 10; an answer that was cut off has no end-of-text; rankings give all their pairs, each
+prompt weighing the same, as in reward.py (DPO's data are pairs). Chosen answers becoming less likely too is no bug:
+only the difference is trained, and both may fall.
 """
 
 import sys

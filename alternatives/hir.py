@@ -4,8 +4,8 @@
     python alternatives/hir.py --slices              # random slices of the answers as targets, as in the paper
     python alternatives/hir.py --label_smoothing 0.2 # the paper's cross-entropy; see below why it is not ours
 
-Nothing is maximised. The goal stands in the text, as one of two instructions p in front of the question q, and an answer
-that misses its goal is a perfect example of the other one. Each round
+Nothing is maximised. The goal stands in the text, as one of two instructions p in front of the question q, and an
+answer that misses its goal is a perfect example of the other one. Each round
 
     1. sample answers o to (p_ok, q) at temperature 1
     2. in hindsight, which instruction did o follow?   p* = p_ok if people liked it, else p_bad;   p̄ = the opposite of p*
@@ -19,14 +19,15 @@ so that asking for p_ok gets better with every round. The second term tells p_ok
 is least at f = 0.8: a token, on geometric average, four times as likely under p* as under p̄.
 
 Deviations. No label smoothing: CE_ε with the paper's ε = 0.2 wants a fifth of the probability spread over the whole
-vocabulary, which is harmless for answers of a few tokens, but of twelve that are sampled at temperature 1 only 0.8¹² = 7 %
-come clean, and the next round learns from the rest. No slices, and α = 5: a slice hardly shows whether people liked the
-whole, and with slices the two instructions were told apart no better than by chance. Round 0 learns from the rankings that
-reward.py has collected. A tenth of the loss is on pretraining text, or the policy forgets its language. Feedback: one person
-ranks the answers to a prompt (the paper: a script knows the right one); those with more of the others below than above them
-get p_ok, the rest p_bad; where all tie nothing is learned (ours). Contrast: two-way, as in the authors' code (the paper: a
-softmax over the batch). New prompts every round, fewer and shorter rounds; clipped gradients; a GPT, not a T5. The start has
-never seen the instructions (FLAN-T5 has). Whoever asks hir.pt puts its results["prefix"] in front of the question.
+vocabulary, which is harmless for answers of a few tokens, but of twelve that are sampled at temperature 1 only 0.8¹² =
+7 % come clean, and the next round learns from the rest. No slices, and α = 5: a slice hardly shows whether people liked
+the whole, and with slices the two instructions were told apart no better than by chance. Round 0 learns from the
+rankings that reward.py has collected. A tenth of the loss is on pretraining text, or the policy forgets its language.
+Feedback: one person ranks the answers to a prompt (the paper: a script knows the right one); those with more of the
+others below than above them get p_ok, the rest p_bad; where all tie nothing is learned (ours). Contrast: two-way, as in
+the authors' code (the paper: a softmax over the batch). New prompts every round, fewer and shorter rounds; clipped
+gradients; a GPT, not a T5. The start has never seen the instructions (FLAN-T5 has). Whoever asks hir.pt puts its
+results["prefix"] in front of the question.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""A model as labeler: what it prefers, by its own log-probs (Lee et al. 2023 §2, Bai et al. 2022 §4). RLAIF and CAI use it."""
+"""A model as labeler: what it prefers, by its own log-probs (Lee et al. 2023 §2, Bai et al. 2022 §4)."""
 
 import torch
 import torch.nn.functional as F

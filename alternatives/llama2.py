@@ -16,9 +16,9 @@ Reads as a variation on reward.py and ppo.py (rejection.py is the other half of 
 
 Deviations: the form of the safe/unsafe loss is not printed in the paper; ours is the cross-entropy of σ(r_s), weight 1.
 K-way rankings stand beside pairs. The safety answers come from PPO's start and from a model that does all it is asked
-(constitutional.py's), where the paper has variants of its own. "Under safety guidelines" is, for our labelers, 3 points of
-liking more for a safe answer. No warm-up of the reward models, no early stop of PPO, whose settings are ppo.py's except for β
-and whose prompts are drawn with replacement, some from the red team's.
+(constitutional.py's), where the paper has variants of its own. "Under safety guidelines" is, for our labelers, 3 points
+of liking more for a safe answer. No warm-up of the reward models, no early stop of PPO, whose settings are ppo.py's
+except for β and whose prompts are drawn with replacement, some from the red team's.
 """
 
 import math

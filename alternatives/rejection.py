@@ -16,13 +16,13 @@ PPO tries one answer per prompt and moves after each batch; this tries K and mov
 At the end PPO goes on from V₅ against the newest reward model; V₅ is its reference. (Up to V4 Llama 2 was made without
 PPO.) The pool is what the authors changed after V3, which had forgotten e.g. how to rhyme.
 
-How much can be won? The best of N samples rises with N while their mean, of course, does not: the gap is what a round can
-teach, and should shrink as the policy learns. rejection.png shows it (the paper draws the median for the mean).
+How much can be won? The best of N samples rises with N while their mean, of course, does not: the gap is what a round
+can teach, and should shrink as the policy learns. rejection.png shows it (the paper draws the median for the mean).
 
-Ours, where the paper is silent or does otherwise: K; other prompts in every round; one reward model, not two; rankings of
-K answers, not pairs with a strength, so no margin; the reward model is not trained anew on all of the data but a little
-further; the temperature is the same in all rounds; demonstrations beside the picks, and a tenth of pretraining loss. That
-every version starts from the base model the paper says in passing only, where it speaks of temperatures.
+Ours, where the paper is silent or does otherwise: K; other prompts in every round; one reward model, not two; rankings
+of K answers, not pairs with a strength, so no margin; the reward model is not trained anew on all of the data but a
+little further; the temperature is the same in all rounds; demonstrations beside the picks, and a tenth of pretraining
+loss. That every version starts from the base model the paper says in passing only, where it speaks of temperatures.
 """
 
 import math

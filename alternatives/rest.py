@@ -3,7 +3,8 @@
     python alternatives/rest.py                                              # -> rest.pt
     python alternatives/rest.py --percentile --thresholds 0.25,0.5,0.75     # compares answers to one prompt only
 
-Where PPO throws a batch away after one update, ReST samples a whole data set and learns from it several times, off-line:
+Where PPO throws a batch away after one update, ReST samples a whole data set and learns from it several times,
+off-line:
 
   Grow      sample N answers to every prompt from the policy, add the demonstrations, score all of it
             with reward.pt and rescale the rewards of this data set to [0, 1]
@@ -13,17 +14,18 @@ Where PPO throws a batch away after one update, ReST samples a whole data set an
 
             until the reward on validation prompts no longer rises; the best policy so far writes in the next Grow
 
-The loss is sft.py's (the paper's "BC", the best of those it tried): what is bad is left out, nothing is pushed down. τ₁ should
-exceed the mean reward, or imitating what is kept need not improve on the policy; thresholds that do not are passed over.
+The loss is sft.py's (the paper's "BC", the best of those it tried): what is bad is left out, nothing is pushed down. τ₁
+should exceed the mean reward, or imitating what is kept need not improve on the policy; thresholds that do not are
+passed over.
 
-One threshold for all prompts prefers the prompts that score high whatever one answers. --percentile takes the thresholds as
-shares of a prompt's own answers instead: 0.75 keeps the best quarter of each. That needs answers to compare, so it leaves
-out the demonstrations of prompts that nothing was sampled for.
+One threshold for all prompts prefers the prompts that score high whatever one answers. --percentile takes the
+thresholds as shares of a prompt's own answers instead: 0.75 keeps the best quarter of each. That needs answers to
+compare, so it leaves out the demonstrations of prompts that nothing was sampled for.
 
-The thresholds are the paper's first three after 0: higher ones leave too little of so few answers. Where it is silent (ours):
-learning rates and their decay, one epoch per Improve step, other prompts in every Grow, one sampled answer to each
-validation prompt as the measure of a policy, the optimizer, a tenth of pretraining loss. The authors warn that the order by
-reward is not that by people, who liked one Grow step best.
+The thresholds are the paper's first three after 0: higher ones leave too little of so few answers. Where it is silent
+(ours): learning rates and their decay, one epoch per Improve step, other prompts in every Grow, one sampled answer to
+each validation prompt as the measure of a policy, the optimizer, a tenth of pretraining loss. The authors warn that the
+order by reward is not that by people, who liked one Grow step best.
 """
 
 import math

@@ -3,8 +3,8 @@
     python alternatives/rlaif.py                    # -> rlaif.pt, with a reward model distilled from the labeler
     python alternatives/rlaif.py --direct           # -> rlaif_direct.pt: the labeler's grade is the reward, no reward model
 
-Reads as a variation on reward.py and ppo.py. Nobody is asked about this policy's answers: what people prefer, the labeler
-knows from pages on which they compare answers (data/feedback.py, which says how to make it, and how many).
+Reads as a variation on reward.py and ppo.py. Nobody is asked about this policy's answers: what people prefer, the
+labeler knows from pages on which they compare answers (data/feedback.py, which says how to make it, and how many).
 
   1. label      two answers by PPO's initial policy to each prompt; the labeler reads a question, the prompt and both
                 answers, writes down its thoughts (a grade behind each), and its log-probs of the tokens 1 and 2 make the
@@ -16,11 +16,11 @@ knows from pages on which they compare answers (data/feedback.py, which says how
 
   direct        r = Σ_i i · P(grade i), rescaled to [-1, 1], instead of 1. and 2.
 
-Deviations: the labeler is fine-tuned and no larger than the policy (paper: a larger model as it is, asked with a preamble);
-grades are 1 to 9, one token each (paper: 1 to 10); thoughts are grades, not sentences; the KL stands in the return, where the
-paper says only that it is part of the loss; several updates per batch of episodes, without a ratio to correct for it;
-answers are sampled at T = 0.9 and scored at T = 1; the last policy, not the best of several by a labeler; AdamW, not
-Adafactor; the baseline is a model of its own; losses are means over tokens, as everywhere here.
+Deviations: the labeler is fine-tuned and no larger than the policy (paper: a larger model as it is, asked with a
+preamble); grades are 1 to 9, one token each (paper: 1 to 10); thoughts are grades, not sentences; the KL stands in the
+return, where the paper says only that it is part of the loss; several updates per batch of episodes, without a ratio to
+correct for it; answers are sampled at T = 0.9 and scored at T = 1; the last policy, not the best of several by a
+labeler; AdamW, not Adafactor; the baseline is a model of its own; losses are means over tokens, as everywhere here.
 """
 
 import math
