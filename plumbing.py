@@ -4,115 +4,17 @@ Every script's last line is `command_line(Config, main, __doc__)`: one flag per 
 the flag's help. A test or a notebook skips all of this and calls `main(Config(...))`. machine.py is about devices.
 """
 
-import argparse
 import ctypes
-import errno
-import inspect
 import json
 import math
 import os
-import re
-import sys
 import time
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import torch
 
-
-class BadInput(Exception):
-    """Something the user can mend: one line that names the file, the line and the fix. Exit code 2."""
-
-
-def command_line(Config, main, doc):
-    """Build one flag per field of the dataclass `Config`, parse, run `main(Config)`, and report errors in one line."""
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            print(f"{self.prog}: {message} (see --help)", file=sys.stderr)
-            raise SystemExit(2)
-
-    parser = Parser(description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = "".join(inspect.getsource(c) for c in Config.__mro__ if is_dataclass(c))
-    comments = dict(re.findall(r"^\s+(\w+): \w+ = .*?#\s*(.+)$", source, flags=re.M))
-    for f in sorted(fields(Config), key=lambda f: f.name not in Config.__annotations__):  # its own before the inherited
-        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type, "metavar": ""}
-        text = f"{comments.get(f.name, '')} (default: {f.default})".replace("%", "%%")
-        parser.add_argument(f"--{f.name}", default=f.default, help=text, **kind)
-    try:
-        main(Config(**vars(parser.parse_args())))
-    except BadInput as problem:
-        if first_process():
-            print(f"{parser.prog}: {problem}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as problem:  # a full disk, a read-only folder, a file that vanished
-        hint = {
-            errno.ENOSPC: "free some space",
-            errno.EACCES: "check its permissions",
-            errno.EROFS: "choose another --out",
-        }
-        fix = hint.get(problem.errno, "check the path")
-        print(f"{parser.prog}: {problem.filename or 'output'}: {problem.strerror or problem}; {fix}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; what was finished is kept, run the same command again", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def first_process():
-    """Of several that torchrun started, one writes the files and prints."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def require(condition, message):
-    """Raise BadInput(message) unless `condition` holds."""
-    if not condition:
-        raise BadInput(message)
-
-
-@contextmanager
-def whole_file(path, mode="w"):
-    """Open a temporary file beside `path`; it becomes `path` only when the block ends well. Nothing is half-written."""
-    path = Path(path)
-    if not first_process():
-        with open(os.devnull, mode) as file:
-            yield file
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as problem:
-        problem.filename = problem.filename or str(path)  # a write error does not say which file it was
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_torch(path, content):
-    """torch.save, whole or not at all."""
-    with whole_file(path, "wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as problem:  # torch hides a full disk behind an error of its own
-            if isinstance(problem.__context__, OSError):
-                raise problem.__context__ from None
-            raise
-
-
-def output_folder(path):
-    """Create the output folder and make sure, before hours of work, that it can be written to."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / ".writable"):
-        pass
-    (folder / ".writable").unlink(missing_ok=True)
-    return folder
+from core.config import BadInput, command_line, first_process, require  # noqa: F401
+from core.output import output_folder, whole_file, write_torch  # noqa: F401
 
 
 def keep_memory():
