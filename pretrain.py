@@ -7,36 +7,23 @@ starts at ln(vocabulary): 7.2 for the village's 1,360 tokens, 10.8 for GPT-2's 5
 """
 
 import math
-import time
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
-from data.folder import Corpus, load_folder_tokenizer
-from machine import (
-    Training,
-    add_up,
-    drop_states,
-    finished,
-    for_sampling,
-    load_state,
-    portions,
-    prepare,
-    read_from,
-    save_state,
-    set_up,
-)
-from model import GPT, SIZES, generate, load_checkpoint, logprobs_of, save_checkpoint
-from plumbing import (
-    MetricsLog,
-    adamw,
-    check_finite,
-    command_line,
-    generator,
-    optimizer_step,
-    output_folder,
-    require,
-)
+from core.batches import generator
+from core.checkpoint import load_policy, save_checkpoint
+from core.config import Fraction, PositiveFloat, PositiveInt, Seed, Training, command_line, require
+from core.device import configure_model, sampling_copy, set_up
+from core.distributed import all_reduce_sum, micro_batches
+from core.log import Log
+from core.optim import adamw, cosine_to_tenth, optimizer_step
+from core.output import output_folder
+from core.sampling import generate
+from core.training_state import TrainingState
+from data.folder import Corpus, load_tokenizer
+from model import GPT, SIZES, lm_loss
 
 
 @dataclass
@@ -45,120 +32,105 @@ class Config(Training):
     out: str = "out/run"  # run folder
     name: str = "base"  # writes OUT/NAME.pt; the log is OUT/pretrain.jsonl for base, OUT/NAME.jsonl for others
     init: str = ""  # go on from this policy, on other pages, instead of from random weights
-    size: str = "village"  # shape of the model: village, gpt2, gpt2-medium, …, gpt3-175b
+    size: Literal[tuple(SIZES)] = "village"  # shape of the model: village, gpt2, gpt2-medium, …, gpt3-175b
     n_layer: int = 0  # replaces the size's, if not 0
     n_head: int = 0  # replaces the size's, if not 0
     n_embd: int = 0  # replaces the size's, if not 0
     block_size: int = 0  # context in tokens; replaces the size's, if not 0
-    dropout: float = 0.0  # while pretraining
-    steps: int = 2400  # optimizer steps
-    batch_size: int = 5  # windows per step
+    dropout: Fraction = 0.0  # while pretraining
+    steps: PositiveInt = 2400  # optimizer steps
+    batch_size: PositiveInt = 5  # windows per step
     window: int = 0  # tokens per window; 0 = the whole context
-    learning_rate: float = 2.5e-3  # peak                                        GPT-3 1.3B: 2e-4
+    learning_rate: PositiveFloat = 2.5e-3  # peak                               GPT-3 1.3B: 2e-4
     warmup: int = 50  # steps from 0 to the peak, then cosine to a tenth
     weight_decay: float = 0.1  # on matrices, as GPT-3
-    max_grad_norm: float = 1.0  # as GPT-3
-    eval_every: int = 600  # steps between validation losses
-    seed: int = 0  # of weights and data order
+    max_grad_norm: PositiveFloat = 1.0  # as GPT-3
+    eval_every: PositiveInt = 600  # steps between validation losses
+    seed: Seed = 0  # of weights and data order
 
 
-def lm_loss(model, windows):
-    """Mean next-token loss (nats) of windows of corpus tokens (B, T+1): all but the last predict all but the first."""
-    hidden = model(windows[:, :-1])  # (B, T, C)
-    return -logprobs_of(model, hidden.flatten(0, 1), windows[:, 1:].flatten())[0].mean()
+def learning_rate(step, cfg):
+    """Linear from 0 to the peak, then cosine to a tenth of it."""
+    if step < cfg.warmup:
+        return cfg.learning_rate * (step + 1) / cfg.warmup
+    return cosine_to_tenth(step - cfg.warmup, cfg.steps - cfg.warmup, cfg.learning_rate)
 
 
 @torch.no_grad()
 def corpus_loss(model, corpus, window, batches=8, batch_size=16):
-    """Loss on a fixed sample of a corpus split, in nats per token."""
+    """Mean next-token loss on a fixed sample of a corpus split, in nats per token."""
     model.eval()
     windows = corpus.consecutive(window + 1, batches * batch_size).to(model.transformer.wte.weight.device)
-    losses = [lm_loss(model, part).item() * len(part) for part in windows.split(batch_size)]
-    return sum(losses) / len(windows)
-
-
-def learning_rate(step, cfg):
-    if step < cfg.warmup:
-        return cfg.learning_rate * (step + 1) / cfg.warmup
-    progress = (step - cfg.warmup) / max(cfg.steps - cfg.warmup, 1)
-    return cfg.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+    total = sum(lm_loss(model, batch).sum().item() for batch in windows.split(batch_size))
+    return total / windows[:, 1:].numel()
 
 
 def main(cfg):
     device = set_up(cfg)
-    require(cfg.size in SIZES, f"--size {cfg.size}: choose from {', '.join(SIZES)}")
-    positive = min(cfg.steps, cfg.batch_size, cfg.eval_every) >= 1 and cfg.window >= 0
-    require(positive, "--steps, --batch_size, --eval_every must be positive, --window not negative")
-    require(0 <= cfg.dropout < 1, f"--dropout {cfg.dropout}: a share from 0 up to, not including, 1")
-    tokenizer, encoding = load_folder_tokenizer(cfg.data)
+    tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
     train, valid = Corpus(cfg.data, "train"), Corpus(cfg.data, "valid")
-    shape = {k: getattr(cfg, k) for k in ("n_layer", "n_head", "n_embd", "block_size") if getattr(cfg, k)}
-    model_config = replace(SIZES[cfg.size], **shape, vocab_size=encoding.n_vocab, dropout=cfg.dropout)
-    require(
-        not (cfg.init and shape), "--init brings its own shape: leave out --n_layer, --n_head, --n_embd, --block_size"
-    )
+    model_config = shape_of_model(cfg, tokenizer.n_vocab)
     if cfg.init:
-        model = load_checkpoint(cfg.init, "policy", device, cfg.dropout, tokenizer)[0]
+        model = load_policy(cfg.init, cfg, device, tokenizer_spec, cfg.dropout)
         model_config = model.config
+    else:
+        model = configure_model(GPT(model_config).to(device), cfg)
     window = cfg.window or model_config.block_size
-    require(
-        window <= model_config.block_size,
-        f"--window {window} is longer than the context of {model_config.block_size}",
-    )
-    out = output_folder(cfg.out)
-    if finished(out, cfg.name, cfg):
-        return
-    if not cfg.init:
-        model = GPT(model_config).to(device)
-    parameters = sum(p.numel() for p in model.parameters())
-    prepare(model, cfg)
+    require(window <= model_config.block_size, f"--window {window}: longer than the context, {model_config.block_size}")
     optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
-    order = generator(cfg.seed)
-    log = MetricsLog(out / ("pretrain.jsonl" if cfg.name == "base" else f"{cfg.name}.jsonl"), cfg.resume)
-    everything = {"model": model, "optimizer": optimizer, "order": order, "log": log}
-    everything["read_from"] = read_from(cfg.data)
-    first = load_state(out, cfg.name, cfg, **everything)
-    print(
-        f"{parameters / 1e6:.2f}M parameters, {len(train.ids):,} training tokens, untrained loss {math.log(encoding.n_vocab):.2f}"
-    )
 
-    start = time.time()
-    for step in range(first, cfg.steps):
+    out = output_folder(cfg.out)
+    log_name = "pretrain" if cfg.name == "base" else cfg.name
+    log = Log(out / f"{log_name}.jsonl", cfg.steps, "loss valid_loss learning_rate grad_norm")
+    inputs = [cfg.data, cfg.init] if cfg.init else [cfg.data]
+    state = TrainingState(out, cfg.name, cfg, inputs, model=model, optimizer=optimizer, log=log)
+    if state.already_finished():
+        return
+    first_step = state.resume()
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters / 1e6:.2f}M parameters, {len(train.ids):,} training tokens; ", end="")
+    print(f"untrained, the loss is ln {tokenizer.n_vocab:,} = {math.log(tokenizer.n_vocab):.2f}")
+
+    for step in range(first_step, cfg.steps):
         model.train()
-        windows, loss = train.windows(cfg.batch_size, window + 1, order).to(device), 0.0  # (B, T+1)
-        for part, weight in portions(windows, cfg):
-            share = lm_loss(model, part) * len(part) / len(windows)
-            (weight * share).backward()
-            loss += share.detach() * (weight > 0)
-        lr = learning_rate(step, cfg)
-        norm = optimizer_step(optimizer, model, lr, cfg.max_grad_norm)
-        check_finite(norm, "the gradient", f"step {step}", "try a smaller --learning_rate")
-        if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps or step == 0:
-            loss = float(add_up({"loss": loss})["loss"])
-            check_finite(loss, "the loss", f"step {step}", "try a smaller --learning_rate")
-            held_out = corpus_loss(model, valid, window, batches=4)
-            check_finite(held_out, "the validation loss", f"step {step}", "try a smaller --learning_rate")
-            speed = (step + 1 - first) * cfg.batch_size * window / (time.time() - start)
-            log.write(step=step, loss=loss, valid_loss=held_out, lr=lr, grad_norm=norm, tokens_per_second=speed)
-            print(
-                f"step {step + 1:5}/{cfg.steps}  loss {loss:.3f}  valid {held_out:.3f}  lr {lr:.1e}  "
-                f"{speed:,.0f} tokens/s  left {log.left(step + 1, cfg.steps)}",
-                flush=True,
-            )
-        if cfg.save_every and (step + 1) % cfg.save_every == 0:
-            save_state(out, cfg.name, step + 1, cfg, **everything)
-    beginning = train.ids[:6].tolist()
-    tokens, lengths, _ = generate(
-        for_sampling(model, cfg),
-        [beginning],
-        min(60, model_config.block_size - 6),
-        encoding.eot_token,
-        generator=generator(cfg.seed),
-    )
-    print("a page it makes up:\n  " + encoding.decode(tokens[0, : lengths[0]].tolist()).replace("\n", "\n  "))
-    save_checkpoint(out / f"{cfg.name}.pt", model, tokenizer, cfg, cfg.steps)
-    drop_states(out, cfg.name)
+        windows = train.windows(cfg.batch_size, window + 1, generator(cfg.seed, "pretraining", step)).to(device)
+        n_tokens, metrics = windows[:, 1:].numel(), {"loss": 0.0}
+        for micro_batch in micro_batches(windows, cfg):
+            loss = lm_loss(model, micro_batch).sum() / n_tokens
+            loss.backward()
+            metrics["loss"] += loss.detach()
+        metrics = all_reduce_sum(metrics)
+        metrics["learning_rate"] = learning_rate(step, cfg)
+        metrics["grad_norm"] = optimizer_step(optimizer, model, metrics["learning_rate"], cfg.max_grad_norm)
+        if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
+            metrics["valid_loss"] = corpus_loss(model, valid, window, batches=4)
+        log(step + 1, **metrics)
+        state.save_if_due(step + 1)
+
+    print_sample(model, tokenizer, train, cfg)
+    save_checkpoint(out / f"{cfg.name}.pt", model, tokenizer_spec, cfg, cfg.steps, inputs=state.inputs)
+    state.finish()
     print(f"wrote {out}/{cfg.name}.pt; next: python sft.py --data {cfg.data} --out {cfg.out}")
+
+
+def shape_of_model(cfg, vocab_size):
+    """The GPTConfig that --size, --n_layer, --n_head, --n_embd and --block_size ask for."""
+    names = ("n_layer", "n_head", "n_embd", "block_size")
+    changed = {name: getattr(cfg, name) for name in names if getattr(cfg, name)}
+    require(not (cfg.init and changed), "--init brings its own shape: leave out --" + ", --".join(names))
+    shape = replace(SIZES[cfg.size], **changed, vocab_size=vocab_size, dropout=cfg.dropout)
+    require(shape.n_embd % shape.n_head == 0, f"--n_embd {shape.n_embd}: must be a multiple of --n_head {shape.n_head}")
+    return shape
+
+
+def print_sample(model, tokenizer, corpus, cfg, prompt_tokens=6):
+    """Let the model go on from the first words of the corpus."""
+    beginning = corpus.ids[: min(prompt_tokens, model.config.block_size - 1)].tolist()
+    n = min(60, model.config.block_size - len(beginning))
+    rng = generator(cfg.seed, "sample")
+    tokens, lengths, _ = generate(sampling_copy(model, cfg), [beginning], n, tokenizer.eot_token, generator=rng)
+    text = tokenizer.decode(tokens[0, : lengths[0]].tolist())
+    print("a page it makes up:\n  " + text.replace("\n", "\n  "))
 
 
 if __name__ == "__main__":

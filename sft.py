@@ -1,4 +1,4 @@
-r"""Step 1: how does it imitate? Supervised fine-tuning on demonstrations (paper §3.5, App. C.1), and PPO's start (C.3).
+"""Step 1: how does it imitate? Supervised fine-tuning on demonstrations (§3.5, App. C.1), and PPO's start (App. C.3).
 
     python sft.py                                                                # -> sft.pt
     python sft.py --name ppo_init --epochs 2 --pretrain_mix 0.1 --dropout 0 --learning_rate 1e-3
@@ -7,8 +7,7 @@ r"""Step 1: how does it imitate? Supervised fine-tuning on demonstrations (paper
 
 Two models come of it, as in the paper: the SFT baseline, trained longer, and the model that PPO starts from, trained
 for two epochs at a higher rate, with some pretraining loss so that it forgets less. (The paper gives no dropout for that
-one, and chooses it by its loss on demonstrations and on pretraining text: without dropout both are lower, .50 and .91
-against .61 and 1.02 in the village.)
+one, and chooses it by its loss on demonstrations and on pretraining text: without dropout both are lower.)
 
 Minimises -log p(completion, end-of-text | prompt), averaged over the response tokens of a batch. The prompt carries no
 loss (the paper is silent; ours). The loss starts near the pretrained model's on such text, not at ln(vocabulary).
@@ -18,51 +17,24 @@ validation loss: that overfits after an epoch while people still like the later 
 this choice can be made once there is a reward model (third command).
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from data.folder import Corpus, load_folder_tokenizer, read_demonstrations, read_prompts, with_room
-from machine import (
-    Training,
-    add_up,
-    drop_states,
-    finished,
-    for_sampling,
-    load_state,
-    portions,
-    prepare,
-    read_from,
-    save_state,
-    set_up,
-    world,
-)
-from model import (
-    encode_answer,
-    load_checkpoint,
-    masked_mean,
-    pad,
-    respond,
-    response_mask,
-    save_checkpoint,
-    score_answers,
-    token_logprobs,
-)
-from plumbing import (
-    MetricsLog,
-    adamw,
-    batches_by_length,
-    check_finite,
-    command_line,
-    cosine_to_tenth,
-    generator,
-    optimizer_step,
-    output_folder,
-    require,
-)
-from pretrain import corpus_loss, lm_loss
+from core.batches import ShuffledBatches, generator
+from core.checkpoint import load_policy, load_scalar_model, read_checkpoint, save_checkpoint
+from core.config import Fraction, PositiveFloat, PositiveInt, Seed, Training, command_line, require
+from core.device import sampling_copy, set_up
+from core.distributed import all_reduce_sum, micro_batches
+from core.log import Log
+from core.optim import adamw, cosine_to_tenth, optimizer_step
+from core.output import output_folder
+from core.text import encode_answer, mean_score, pad_responses, respond
+from core.training_state import TrainingState
+from data.folder import Corpus, load_tokenizer, read_demonstrations, read_prompts, with_room
+from model import lm_loss, token_logprobs
+from pretrain import corpus_loss
 
 
 @dataclass
@@ -72,199 +44,187 @@ class Config(Training):
     init: str = ""  # checkpoint to start from, or gpt2, gpt2-medium, …; default: OUT/base.pt
     name: str = "sft"  # writes OUT/NAME.pt, OUT/NAME.jsonl, and NAME.epoch-N.pt per epoch
     epochs: int = 3  # passes over the demonstrations; 0 = only choose by --reward_model          paper: 16
-    batch_size: int = 32  # demonstrations per step                                               paper: 32 (175B: 8)
-    learning_rate: float = 4e-4  # peak, cosine to a tenth, no warm-up                            paper: 9.65e-6 (1.3B)
-    dropout: float = 0.2  # residual dropout                                                      paper: 0.2
+    batch_size: PositiveInt = 32  # demonstrations per step                                       paper: 32 (175B: 8)
+    learning_rate: PositiveFloat = 4e-4  # peak, cosine to a tenth, no warm-up                    paper: 9.65e-6 (1.3B)
+    dropout: Fraction = 0.2  # residual dropout                                                   paper: 0.2
     weight_decay: float = 0.0  # the paper is silent
-    max_grad_norm: float = 1.0  # the paper is silent
-    pretrain_mix: float = 0.0  # share of the loss that is pretraining loss       paper: 0 for SFT, 0.1 for PPO's start
+    max_grad_norm: PositiveFloat = 1.0  # the paper is silent
+    pretrain_mix: Fraction = 0.0  # share of the loss that is pretraining loss    paper: 0 for SFT, 0.1 for PPO's start
     reward_model: str = ""  # choose among the epochs by this model's score on validation prompts
-    choose_prompts: int = 128  # validation prompts for that choice
-    max_new_tokens: int = 40  # longest sampled response
-    seed: int = 0  # of data order and dropout
+    choose_prompts: PositiveInt = 128  # validation prompts for that choice
+    max_new_tokens: PositiveInt = 40  # longest sampled response
+    seed: Seed = 0  # of data order and dropout
 
 
-def encode_demonstrations(records, encoding, block_size):
-    """-> [(ids of prompt + completion + end-of-text, length of the prompt)]; drops and counts what does not fit."""
-    rows = []
-    for record in records:
-        prompt, answer = encode_answer(encoding, record["prompt"], record["completion"])
-        if len(prompt + answer) <= block_size:
-            rows.append((prompt + answer, len(prompt)))
-    if len(rows) < len(records):
-        print(
-            f"dropped {len(records) - len(rows)} of {len(records)} demonstrations longer than the context of {block_size} tokens"
-        )
-    require(rows, f"no demonstration fits into the context of {block_size} tokens")
-    return rows
+# ---------------------------------------------------------------------------------------------------- the objective
+
+
+def sft_loss(model, tokens, mask):
+    """-log p of every response token, 0 elsewhere. tokens, mask: (B, T) -> (B, T)."""
+    return -token_logprobs(model, tokens, mask)
 
 
 def response_tokens(rows):
-    return sum(len(ids) - n for ids, n in rows)
-
-
-def sft_loss(model, rows, device, count=None):
-    """Mean of -log p over the response tokens of a batch. rows: [(ids, prompt length)] -> scalar.
-
-    count: the response tokens of the whole minibatch, where the rows are a part of it.
-    """
-    tokens, lengths = pad([ids for ids, _ in rows], device)  # (B, T), (B,)
-    prompt_lengths = torch.tensor([n for _, n in rows], device=device)
-    mask = response_mask(prompt_lengths, lengths, tokens.size(1))  # (B, T)
-    return -masked_mean(token_logprobs(model, tokens, mask), mask, count and torch.tensor(count, device=device))
+    """How many tokens of these rows carry loss. rows: [(ids of prompt and response, length of the prompt)]"""
+    return sum(len(ids) - prompt_length for ids, prompt_length in rows)
 
 
 @torch.no_grad()
 def demonstration_loss(model, rows, device, batch_size=64):
-    """The same loss on held-out demonstrations, every token counted once."""
+    """Mean loss per response token of held-out demonstrations."""
     model.eval()
-    count = response_tokens(rows)
-    parts = (rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
-    return sum(sft_loss(model, part, device, count).item() for part in parts)
+    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    total = sum(sft_loss(model, *pad_responses(batch, device)).sum().item() for batch in batches)
+    return total / response_tokens(rows)
 
 
-@torch.no_grad()
-def mean_reward(model, reward_model, encoding, prompts, cfg):
-    """Mean reward-model score of one T = 1 sample per prompt; the same random stream for every model."""
-    answers = respond(for_sampling(model, cfg), encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed))
-    scores = [s for s in score_answers(reward_model, encoding, prompts, answers) if not math.isnan(s)]
-    return sum(scores) / max(len(scores), 1)
+def encode_demonstrations(records, tokenizer, block_size):
+    """-> [(ids of prompt + completion + end-of-text, length of the prompt)]; drops and counts what does not fit."""
+    rows = []
+    for record in records:
+        prompt, response = encode_answer(tokenizer, record["prompt"], record["completion"])
+        if len(prompt + response) <= block_size:
+            rows.append((prompt + response, len(prompt)))
+    if len(rows) < len(records):
+        dropped = len(records) - len(rows)
+        print(f"dropped {dropped} of {len(records)} demonstrations longer than the context of {block_size} tokens")
+    require(rows, f"no demonstration fits into the context of {block_size} tokens")
+    return rows
 
 
-def choose_by_reward(cfg, out, tokenizer, encoding, device):
-    """Paper App. C.1: of all epochs, the one with the highest reward-model score on validation prompts -> NAME_best.pt."""
-    reward_model, _, _ = load_checkpoint(cfg.reward_model, "scalar", device, tokenizer=tokenizer)
-    prepare(reward_model, cfg, shard=False)
-    paths = sorted(out.glob(f"{cfg.name}.epoch-*.pt"), key=lambda p: int(p.stem.rsplit("-", 1)[1]))
-    require(paths, f"{out}/{cfg.name}.epoch-*.pt: none found; train first, e.g. with --epochs 3")
-    prompts = read_prompts(cfg.data, "valid")
-    best = None
-    for path in paths:
-        model, _, checkpoint = load_checkpoint(path, "policy", device, tokenizer=tokenizer)
-        prepare(model, cfg, shard=False)
-        prompts = with_room(prompts, encoding, model.config.block_size - cfg.max_new_tokens)
-        asked = [r["prompt"] for r in prompts[: cfg.choose_prompts]]
-        score = mean_reward(model, reward_model, encoding, asked, cfg)
-        print(
-            f"{path.name}: reward {score:+.3f} on {min(len(prompts), cfg.choose_prompts)} validation prompts, loss {checkpoint['valid_loss']:.3f}"
-        )
-        if best is None or score > best[0]:
-            best = score, path, model, checkpoint
-    score, path, model, checkpoint = best
-    save_checkpoint(
-        out / f"{cfg.name}_best.pt",
-        model,
-        tokenizer,
-        checkpoint["config"],
-        checkpoint["step"],
-        valid_loss=checkpoint["valid_loss"],
-        reward=score,
-    )
-    print(f"wrote {out}/{cfg.name}_best.pt, from {path.name}")
+# ---------------------------------------------------------------------------------------------------- training
 
 
 def main(cfg):
-    device = set_up(cfg)
-    require(cfg.epochs >= 0 and cfg.batch_size >= 1, "--epochs must not be negative, --batch_size at least 1")
-    require(
-        min(cfg.max_new_tokens, cfg.choose_prompts) >= 1, "--max_new_tokens and --choose_prompts must be at least 1"
-    )
     require(cfg.epochs or cfg.reward_model, "--epochs 0 only chooses among kept epochs: pass --reward_model too")
-    require(0 <= cfg.pretrain_mix < 1, f"--pretrain_mix {cfg.pretrain_mix}: a share from 0 up to, not including, 1")
-    require(0 <= cfg.dropout < 1, f"--dropout {cfg.dropout}: a share from 0 up to, not including, 1")
-    tokenizer, encoding = load_folder_tokenizer(cfg.data)
-    out = output_folder(cfg.out)
+    device, out = set_up(cfg), output_folder(cfg.out)
     if cfg.epochs:
-        train(cfg, out, tokenizer, encoding, device)
+        train(cfg, device, out)
     if cfg.reward_model:
-        choose_by_reward(cfg, out, tokenizer, encoding, device)
+        choose_by_reward(cfg, device, out)
 
 
-def train(cfg, out, tokenizer, encoding, device):
-    if finished(out, cfg.name, cfg):
-        return
-    model, _, _ = load_checkpoint(cfg.init or out / "base.pt", "policy", device, cfg.dropout, tokenizer)
+def train(cfg, device, out):
+    tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
+    init = cfg.init or out / "base.pt"
+    model = load_policy(init, cfg, device, tokenizer_spec, cfg.dropout)
     block_size = model.config.block_size
-    rows = encode_demonstrations(read_demonstrations(cfg.data, "train"), encoding, block_size)
-    valid = encode_demonstrations(read_demonstrations(cfg.data, "valid"), encoding, block_size)
+    rows = encode_demonstrations(read_demonstrations(cfg.data, "train"), tokenizer, block_size)
+    valid = encode_demonstrations(read_demonstrations(cfg.data, "valid"), tokenizer, block_size)
     corpus, valid_corpus = Corpus(cfg.data, "train"), Corpus(cfg.data, "valid")
-    prepare(model, cfg)
-    optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
-    order = generator(cfg.seed)
-    steps_per_epoch = -(-len(rows) // cfg.batch_size)
-    steps = cfg.epochs * steps_per_epoch
-    window = min(128, block_size)  # tokens of a pretraining example and of the corpus loss
-    log = MetricsLog(out / f"{cfg.name}.jsonl", cfg.resume)
-    epoch = {"number": 0, "todo": None, "loss": 0.0, "tokens": 0}  # todo: batches still to come
-    everything = {"model": model, "optimizer": optimizer, "order": order, "log": log, "epoch": epoch}
-    everything["read_from"] = read_from(cfg.data)
-    step = load_state(out, cfg.name, cfg, **everything)
-    if step == 0:
-        for old in (*Path(out).glob(f"{cfg.name}.epoch-*.pt"), Path(out) / f"{cfg.name}_best.pt"):
-            old.unlink(missing_ok=True)
-    ids, n = rows[0]
-    print(
-        f"{len(rows)} demonstrations, {steps} steps; the first, with its loss on what stands after |:\n  "
-        + encoding.decode(ids[:n]).replace("\n", "\n  ")
-        + "|"
-        + encoding.decode(ids[n:])
-    )
-    print(f"before step {step}: loss {demonstration_loss(model, valid, device):.3f} on validation demonstrations")
+    window = min(128, block_size - 1)  # tokens of a pretraining example
+    n_windows = max(1, round(cfg.pretrain_mix * cfg.batch_size))
 
-    while epoch["number"] < cfg.epochs:
-        if epoch["todo"] is None:
-            epoch |= {"todo": batches_by_length([len(ids) for ids, _ in rows], cfg.batch_size, order)}
-        while epoch["todo"]:
-            model.train()
-            batch = [rows[i] for i in epoch["todo"].pop()]
-            count = response_tokens(batch)
-            for part, weight in portions(batch, cfg):
-                loss = sft_loss(model, part, device, count)
-                (weight * (1 - cfg.pretrain_mix) * loss).backward()
-                epoch["loss"] += loss.item() * count * (weight > 0)
-            epoch["tokens"] += count
-            if cfg.pretrain_mix:  # "10 % pretraining data" (C.3) as 10 % of the loss, on a tenth of the examples: ours
-                windows = corpus.windows(max(1, round(cfg.pretrain_mix * cfg.batch_size)), window, order).to(device)
-                for part, weight in portions(windows, cfg):
-                    share = len(part) / len(windows)
-                    (weight * share * cfg.pretrain_mix * lm_loss(model, part)).backward()
-            lr = cosine_to_tenth(step, steps, cfg.learning_rate)
-            norm = optimizer_step(optimizer, model, lr, cfg.max_grad_norm)
-            check_finite(norm, "the gradient", f"step {step}", "try a smaller --learning_rate")
-            step += 1
-            if cfg.save_every and step % cfg.save_every == 0:
-                epoch["loss"] = add_up({"loss": epoch["loss"]})["loss"] / world()
-                save_state(out, cfg.name, step, cfg, **everything)
-        epoch["number"] += 1
-        loss = float(add_up({"loss": epoch["loss"]})["loss"]) / epoch["tokens"]
-        epoch |= {"todo": None, "loss": 0.0, "tokens": 0}
-        valid_loss = demonstration_loss(model, valid, device)
-        check_finite(valid_loss, "the validation loss", f"epoch {epoch['number']}", "try a smaller --learning_rate")
-        forgotten = corpus_loss(model, valid_corpus, window, batches=4)
-        n, lr = epoch["number"], cosine_to_tenth(step - 1, steps, cfg.learning_rate)
-        log.write(epoch=n, step=step, loss=loss, valid_loss=valid_loss, corpus_loss=forgotten, lr=lr)
-        print(
-            f"epoch {n}/{cfg.epochs}  loss {loss:.3f}  valid {valid_loss:.3f}  corpus {forgotten:.3f}  "
-            f"lr {lr:.1e}  left {log.left(n, cfg.epochs)}",
-            flush=True,
-        )
-        for path in (out / f"{cfg.name}.epoch-{n}.pt", out / f"{cfg.name}.pt")[: 1 + (n == cfg.epochs)]:
-            save_checkpoint(path, model, tokenizer, cfg, step, valid_loss=valid_loss)
-    prompts = [r["prompt"] for r in read_prompts(cfg.data, "valid")[:3]]
-    room = block_size - cfg.max_new_tokens
-    prompts = [p for p in prompts if len(encoding.encode_ordinary(p)) <= room]
-    for prompt, (text, _) in zip(
-        prompts,
-        respond(for_sampling(model, cfg), encoding, prompts, cfg.max_new_tokens, generator=generator(cfg.seed)),
-    ):
-        print(f"  {prompt.strip()!r} -> {text!r}")
-    drop_states(out, cfg.name)
-    then = (
-        "reward.py"
-        if cfg.pretrain_mix
-        else "sft.py --name ppo_init --epochs 2 --pretrain_mix 0.1 --dropout 0 --learning_rate 1e-3"
+    optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
+    batches = ShuffledBatches([len(ids) for ids, _ in rows], cfg.batch_size, cfg.seed)
+    steps = cfg.epochs * len(batches)
+    log = Log(out / f"{cfg.name}.jsonl", steps, "epoch loss valid_loss corpus_loss learning_rate grad_norm")
+    state = TrainingState(out, cfg.name, cfg, [cfg.data, init], model=model, optimizer=optimizer, log=log)
+    if state.already_finished():
+        return
+    first_step = state.resume()
+    if first_step == 0:
+        remove_checkpoints(out, cfg.name)
+    print_demonstration(rows, tokenizer)
+    loss = demonstration_loss(model, valid, device)
+    print(f"{len(rows)} demonstrations, {steps} steps; before step {first_step + 1} the validation loss is {loss:.3f}")
+
+    for step in range(first_step, steps):
+        model.train()
+        batch, metrics = [rows[i] for i in batches[step]], {"loss": 0.0}
+        n_tokens = response_tokens(batch)
+        for micro_batch in micro_batches(batch, cfg):
+            loss = sft_loss(model, *pad_responses(micro_batch, device)).sum() / n_tokens
+            ((1 - cfg.pretrain_mix) * loss).backward()
+            metrics["loss"] += loss.detach()
+        if cfg.pretrain_mix:  # "10 % pretraining data" (C.3) as 10 % of the loss, on a tenth of the examples: ours
+            windows = corpus.windows(n_windows, window + 1, generator(cfg.seed, "pretraining", step)).to(device)
+            n_tokens = windows[:, 1:].numel()
+            for micro_batch in micro_batches(windows, cfg):
+                loss = lm_loss(model, micro_batch).sum() / n_tokens
+                (cfg.pretrain_mix * loss).backward()
+        metrics = all_reduce_sum(metrics)
+        metrics["learning_rate"] = cosine_to_tenth(step, steps, cfg.learning_rate)
+        metrics["grad_norm"] = optimizer_step(optimizer, model, metrics["learning_rate"], cfg.max_grad_norm)
+        if (step + 1) % len(batches) == 0:
+            metrics["epoch"] = epoch = (step + 1) // len(batches)
+            metrics["valid_loss"] = demonstration_loss(model, valid, device)
+            metrics["corpus_loss"] = corpus_loss(model, valid_corpus, window, batches=4)
+            path = out / f"{cfg.name}.epoch-{epoch}.pt"
+            save_checkpoint(path, model, tokenizer_spec, cfg, step + 1, valid_loss=metrics["valid_loss"])
+        log(step + 1, **metrics)
+        state.save_if_due(step + 1)
+
+    print_answers(model, tokenizer, cfg)
+    results = {"valid_loss": demonstration_loss(model, valid, device), "inputs": state.inputs}
+    save_checkpoint(out / f"{cfg.name}.pt", model, tokenizer_spec, cfg, steps, **results)
+    state.finish()
+    print(f"wrote {out}/{cfg.name}.pt; next: python {next_command(cfg)} --data {cfg.data} --out {cfg.out}")
+
+
+def choose_by_reward(cfg, device, out):
+    """Of all epochs keep the one with the highest reward-model score on validation prompts -> NAME_best.pt (App. C.1)."""
+    tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
+    reward_model = load_scalar_model(cfg.reward_model, cfg, device, tokenizer_spec, sharded=False)
+    paths = sorted(out.glob(f"{cfg.name}.epoch-*.pt"), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
+    require(paths, f"{out}/{cfg.name}.epoch-*.pt: none found; train first, e.g. with --epochs 3")
+    scores = []
+    for path in paths:
+        model = load_policy(path, cfg, device, tokenizer_spec, sharded=False)
+        room = model.config.block_size - cfg.max_new_tokens
+        prompts = with_room(read_prompts(cfg.data, "valid"), tokenizer, room)[: cfg.choose_prompts]
+        scores.append(mean_reward(model, reward_model, tokenizer, [r["prompt"] for r in prompts], cfg))
+        print(f"{path.name}: mean score {scores[-1]:+.3f} on {len(prompts)} validation prompts", end=", ")
+        print(f"loss {read_checkpoint(path)['valid_loss']:.3f}")
+    best = paths[scores.index(max(scores))]
+    model, chosen = load_policy(best, cfg, device, tokenizer_spec, sharded=False), read_checkpoint(best)
+    results = {"valid_loss": chosen["valid_loss"], "score": max(scores)}
+    save_checkpoint(out / f"{cfg.name}_best.pt", model, tokenizer_spec, chosen["config"], chosen["step"], **results)
+    print(f"wrote {out}/{cfg.name}_best.pt, from {best.name}")
+
+
+def mean_reward(model, reward_model, tokenizer, prompts, cfg):
+    """Mean reward-model score of one T = 1 sample per prompt; the same random numbers for every model."""
+    sampler, rng = sampling_copy(model, cfg), generator(cfg.seed, "choose")
+    answers = respond(sampler, tokenizer, prompts, cfg.max_new_tokens, generator=rng)
+    return mean_score(reward_model, tokenizer, prompts, answers)
+
+
+# ---------------------------------------------------------------------------------------------------- looking at it
+
+
+def remove_checkpoints(out, name):
+    """What an earlier run of this name left would be mistaken for this one's."""
+    for old in (*Path(out).glob(f"{name}.epoch-*.pt"), Path(out) / f"{name}_best.pt"):
+        old.unlink(missing_ok=True)
+
+
+def print_demonstration(rows, tokenizer):
+    """Show the first demonstration; what stands after | carries the loss."""
+    ids, prompt_length = rows[0]
+    prompt, response = tokenizer.decode(ids[:prompt_length]), tokenizer.decode(ids[prompt_length:])
+    print(
+        "the first demonstration, with its loss on what stands after |:\n  "
+        + f"{prompt}|{response}".replace("\n", "\n  ")
     )
-    print(f"wrote {out}/{cfg.name}.pt; next: python {then} --data {cfg.data} --out {cfg.out}")
+
+
+def print_answers(model, tokenizer, cfg, count=3):
+    """Show the model's answers to a few validation prompts."""
+    room = model.config.block_size - cfg.max_new_tokens
+    prompts = [record["prompt"] for record in read_prompts(cfg.data, "valid")]
+    prompts = [p for p in prompts if len(tokenizer.encode_ordinary(p)) <= room][:count]
+    sampler, rng = sampling_copy(model, cfg), generator(cfg.seed, "sample")
+    answers = respond(sampler, tokenizer, prompts, cfg.max_new_tokens, generator=rng)
+    for prompt, (text, _) in zip(prompts, answers):
+        print(f"  {prompt.strip()!r} -> {text!r}")
+
+
+def next_command(cfg):
+    """What comes after this model in the paper."""
+    if cfg.pretrain_mix:
+        return "reward.py"
+    return "sft.py --name ppo_init --epochs 2 --pretrain_mix 0.1 --dropout 0 --learning_rate 1e-3"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import regex
 import tiktoken
 import tiktoken.load
 
-from plumbing import BadInput, require
+from core.config import BadInput, require
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into words before any merging: contractions, letters, digits, the rest, spaces.
@@ -79,14 +79,14 @@ def train_bpe(texts, vocab_size, pattern=GPT2_PATTERN):
     return tokens
 
 
-def tokenizer_dict(tokens, name, pattern=GPT2_PATTERN):
+def tokenizer_spec_from(tokens, name, pattern=GPT2_PATTERN):
     """Tokens in rank order -> what tokenizer.json and every checkpoint hold. End-of-text gets the last id."""
     ranks = [base64.b64encode(token).decode() for token in tokens]
     return {"name": name, "pattern": pattern, "ranks": ranks, "special": {END_OF_TEXT: len(tokens)}}
 
 
-def encoding_from(tokenizer):
-    """The dict of `tokenizer_dict` -> tiktoken.Encoding; its `eot_token` is end-of-text, its `n_vocab` the size."""
+def build_tokenizer(tokenizer):
+    """The dict of `tokenizer_spec_from` -> tiktoken.Encoding; its `eot_token` is end-of-text, its `n_vocab` the size."""
     ranks = {base64.b64decode(token): rank for rank, token in enumerate(tokenizer["ranks"])}
     return tiktoken.Encoding(
         tokenizer["name"],
@@ -96,7 +96,7 @@ def encoding_from(tokenizer):
     )
 
 
-def gpt2_tokenizer(folder=""):
+def gpt2_tokenizer_spec(folder=""):
     """GPT-2's tokenizer: from `encoder.json` and `vocab.bpe` in `folder`, or by name (tiktoken then downloads it once)."""
     if folder:
         paths = [Path(folder) / name for name in ("vocab.bpe", "encoder.json")]
@@ -121,16 +121,16 @@ def gpt2_tokenizer(folder=""):
                 "--gpt2_files FOLDER, or train one with --vocab_size N"
             ) from None
         tokens = [encoding.decode_single_token_bytes(i) for i in range(50256)]
-    return tokenizer_dict(tokens, "gpt2")
+    return tokenizer_spec_from(tokens, "gpt2")
 
 
-def load_tokenizer(path):
+def read_tokenizer_spec(path):
     """Read tokenizer.json -> dict. `{"encoding": "gpt2"}` is GPT-2's by name."""
     try:
         tokenizer = json.loads(Path(path).read_text(encoding="utf-8"))
         if tokenizer.get("encoding") == "gpt2":
-            return gpt2_tokenizer()
-        encoding_from(tokenizer)
+            return gpt2_tokenizer_spec()
+        build_tokenizer(tokenizer)
     except FileNotFoundError:
         raise BadInput(f"{path}: not found; make the data folder first, e.g. python data/village.py") from None
     except (ValueError, KeyError, TypeError, AttributeError) as problem:

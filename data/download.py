@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows: no locks
     fcntl = None
 
-from plumbing import BadInput, require
+from core.config import BadInput, require
 
 
 def cache():

@@ -20,10 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.config import command_line, require
+from core.output import output_folder, whole_file
 from data import village
-from data.folder import load_folder_tokenizer, write_jsonl
+from data.folder import load_tokenizer, write_jsonl
 from data.labelers import TIE, load_labelers
-from plumbing import command_line, output_folder, require, whole_file
 
 BETTER = ("Which answer is better?", "Which one helps more?")
 KINDER = ("Which answer is kinder?", "Which one hurts nobody?")
@@ -196,7 +197,7 @@ class Config:
 
 def main(cfg):
     require(cfg.pages >= 100, f"--pages {cfg.pages}: at least 100")
-    load_folder_tokenizer(cfg.world)
+    load_tokenizer(cfg.world)
     people = load_labelers(cfg.world, "web")
     world, rng, out = people[0].world, random.Random(f"feedback {cfg.seed}"), output_folder(cfg.out)
     records = []

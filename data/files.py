@@ -32,7 +32,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.bpe import END_OF_TEXT, encoding_from, gpt2_tokenizer, tokenizer_dict, train_bpe
+from core.config import BadInput, command_line, require
+from core.output import output_folder, whole_file
+from data.bpe import END_OF_TEXT, build_tokenizer, gpt2_tokenizer_spec, tokenizer_spec_from, train_bpe
 from data.construct import PREFIX, construct, filter_pii, key_of, tables
 from data.folder import (
     SPLITS,
@@ -44,7 +46,6 @@ from data.folder import (
     write_corpus,
     write_jsonl,
 )
-from plumbing import BadInput, command_line, output_folder, require, whole_file
 
 
 @dataclass
@@ -244,9 +245,9 @@ def beginning(texts, megabytes):
 
 def make_tokenizer(cfg, limit):
     if cfg.gpt2 or cfg.gpt2_files:
-        return gpt2_tokenizer(cfg.gpt2_files)
+        return gpt2_tokenizer_spec(cfg.gpt2_files)
     texts = beginning(corpus_split(cfg.corpus, limit, "train"), cfg.bpe_megabytes)
-    return tokenizer_dict(train_bpe(texts, cfg.vocab_size), "files")
+    return tokenizer_spec_from(train_bpe(texts, cfg.vocab_size), "files")
 
 
 # ---------------------------------------------------------------------------------------------------- splits
@@ -323,7 +324,7 @@ def write_folder(cfg, demonstrations, comparisons, prompts, steps):
     """Everything but the corpus has been checked: check that, make the tokenizer, write all of it."""
     limit = scan_corpus(cfg.corpus, cfg.corpus_valid)
     tokenizer = make_tokenizer(cfg, limit)
-    encoding = encoding_from(tokenizer)
+    encoding = build_tokenizer(tokenizer)
 
     # Everything is there: write it. The tokenizer comes last: without it a folder is unfinished, and says so.
     out = output_folder(cfg.out)

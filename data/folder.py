@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.bpe import encoding_from, load_tokenizer
-from plumbing import BadInput, require, whole_file
+from core.config import BadInput, require
+from core.output import whole_file
+from data.bpe import build_tokenizer, read_tokenizer_spec
 
 SPLITS = ("train", "valid", "test")
 
@@ -170,7 +171,7 @@ class Corpus:
     def __init__(self, folder, split):
         self.path = Path(folder) / f"corpus.{split}.bin"
         require(self.path.is_file(), f"{self.path}: not found; make the data folder first, e.g. python data/village.py")
-        dtype = corpus_dtype(load_folder_tokenizer(folder)[1].n_vocab)
+        dtype = corpus_dtype(load_tokenizer(folder)[1].n_vocab)
         size = self.path.stat().st_size
         require(
             size and size % np.dtype(dtype).itemsize == 0,
@@ -217,11 +218,11 @@ def _write_batch(file, batch, encoding):
     return len(ids)
 
 
-def load_folder_tokenizer(folder):
+def load_tokenizer(folder):
     """-> (tokenizer dict, tiktoken.Encoding) of a data folder."""
     require(
         Path(folder).is_dir(),
         f"{folder}: no such data folder; make it first, e.g. python data/village.py --out {folder}",
     )
-    tokenizer = load_tokenizer(Path(folder) / "tokenizer.json")
-    return tokenizer, encoding_from(tokenizer)
+    tokenizer = read_tokenizer_spec(Path(folder) / "tokenizer.json")
+    return tokenizer, build_tokenizer(tokenizer)

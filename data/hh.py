@@ -27,10 +27,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.config import command_line, require
 from data.download import cache, download
 from data.files import build, check_options, named, read_records
 from data.folder import text_of
-from plumbing import command_line, require
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 

@@ -13,8 +13,8 @@ import json
 import random
 from pathlib import Path
 
+from core.config import require
 from data import village
-from plumbing import require
 
 GROUPS = {"training": 20, "held_out": 10, "web": 30}
 TASTE = {  # mean weight of what a labeler sees; individuals differ by about a quarter

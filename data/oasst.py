@@ -25,10 +25,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.config import command_line, require
 from data.download import cache, download
 from data.files import build, check_options, demonstrations_from, named, pairs_of, read_records
 from data.folder import text_of
-from plumbing import command_line, require
 
 RELEASE = "2023-04-12_oasst_ready.trees.jsonl.gz"
 NAMES = {"prompter": "User", "assistant": "Assistant"}

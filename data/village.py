@@ -25,9 +25,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.bpe import encoding_from, tokenizer_dict, train_bpe
+from core.config import command_line, require
+from core.output import output_folder, whole_file
+from data.bpe import build_tokenizer, tokenizer_spec_from, train_bpe
 from data.folder import write_corpus, write_jsonl
-from plumbing import command_line, output_folder, require, whole_file
 
 # ---------------------------------------------------------------------------------------------------- words
 
@@ -669,8 +670,8 @@ def main(cfg):
     # The web, and the tokenizer trained on it.
     pages = [web_page(world, rng) for _ in range(cfg.web_pages)]
     held = cfg.web_pages // 40
-    tokenizer = tokenizer_dict(train_bpe(pages[held:], cfg.vocab_size), "village")
-    encoding = encoding_from(tokenizer)
+    tokenizer = tokenizer_spec_from(train_bpe(pages[held:], cfg.vocab_size), "village")
+    encoding = build_tokenizer(tokenizer)
 
     # Prompts: what users sent, made into a data set as in the paper.
     raw = list(requests(world, rng, cfg.users))

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 
-from data.bpe import END_OF_TEXT, encoding_from, gpt2_tokenizer, tokenizer_dict
+from core.config import BadInput, command_line, require
+from core.output import output_folder, whole_file
+from data.bpe import END_OF_TEXT, build_tokenizer, gpt2_tokenizer_spec, tokenizer_spec_from
 from data.download import cache, download
-from model import GPT, SIZES, GPTConfig, load_checkpoint
-from plumbing import BadInput, command_line, output_folder, require, whole_file
+from model import GPT, SIZES, GPTConfig
 
 
 @dataclass
@@ -174,7 +175,7 @@ def load_gpt2(name, device="cpu", dropout=0.0, tokenizer=None):
         reason = str(problem).splitlines()[0][:100] if str(problem) else type(problem).__name__
         raise BadInput(f"{path}: not GPT-2's weights ({reason}); pass a file in Hugging Face's GPT-2 layout") from None
     tokenizer = tokenizer or read_tokenizer(path.parent)
-    encoding = encoding_from(tokenizer)
+    encoding = build_tokenizer(tokenizer)
     same = encoding.n_vocab == config.vocab_size
     fix = "make the data folder with GPT-2's tokenizer (--gpt2 or --gpt2_files)"
     require(same, f"{path}: {config.vocab_size} tokens, but the tokenizer has {encoding.n_vocab}; {fix}")
@@ -227,7 +228,7 @@ def read_tokenizer(folder):
     """vocab.json and merges.txt -> tokenizer dict."""
     folder = Path(folder)
     if not (folder / "vocab.json").exists():
-        return gpt2_tokenizer()
+        return gpt2_tokenizer_spec()
     try:
         back = {letter: b for b, letter in byte_letters().items()}
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
@@ -235,7 +236,7 @@ def read_tokenizer(folder):
         tokens = [bytes(back[letter] for letter in word) for word in sorted(vocabulary, key=vocabulary.get)]
     except (ValueError, KeyError) as problem:
         raise BadInput(f"{folder}/vocab.json: not GPT-2's vocabulary ({problem!r}); copy it again") from None
-    return tokenizer_dict(tokens, "gpt2")
+    return tokenizer_spec_from(tokens, "gpt2")
 
 
 # ---------------------------------------------------------------------------------------------------- out

@@ -1,0 +1,254 @@
+"""Comparisons: K answers per prompt, ranked best to worst by whoever ranks, ties allowed (§3.1, §3.3).
+
+    python data/collect.py                                                    # the village's labelers rank
+    python data/collect.py --labeler terminal --prompts 40 --valid_prompts 10   # you rank
+
+Writes OUT/comparisons.jsonl, which reward.py trains on. Whoever implements
+
+    rank(prompt, completions) -> ranks        1 = best, equal numbers = tie
+
+can be the labeler; `rate(prompt, completions) -> [1…7]` is used where it exists. Each ranking is on disk the moment it
+is made (OUT/comparisons.partial.jsonl); a collection that was interrupted goes on where it stopped.
+
+Who writes the K answers to a prompt (the paper does not say; ours): the supervised model at temperature 1, one of them
+at 1.3, and, where the data folder has few-shot prefixes, for every third prompt one by the prompted pretrained model.
+"Supervised" is PPO's initial policy, so that the rankings are about the kind of text that PPO starts from. Equal texts
+are shown once.
+"""
+
+import json
+import os
+import random
+import re
+import sys
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core.batches import generator
+from core.checkpoint import load_policy
+from core.config import BadInput, Device, PositiveInt, Seed, command_line, require
+from core.device import sampling_copy, set_up
+from core.output import output_folder
+from core.text import respond
+from data.folder import load_tokenizer, read_demonstrations, read_jsonl, read_prompts, with_room, write_jsonl
+
+
+@dataclass
+class Config(Device):
+    data: str = "out/run/data"  # data folder
+    out: str = "out/run"  # run folder
+    labeler: Literal["village", "terminal"] = "village"  # who ranks: the village's simulated people, or you
+    supervised: str = ""  # model that writes the answers; default: OUT/ppo_init.pt
+    base: str = ""  # pretrained model, few-shot prompted for one answer of every third prompt; default: OUT/base.pt
+    prompts: PositiveInt = 3200  # rankings to collect on training prompts                     paper: 33207
+    valid_prompts: PositiveInt = 200  # validation prompts, each ranked by two labelers of every group
+    k_min: PositiveInt = 4  # fewest answers per prompt                                        paper: 4
+    k_max: PositiveInt = 9  # most answers per prompt                                          paper: 9
+    max_new_tokens: PositiveInt = 40  # longest answer
+    seed: Seed = 0  # of answers and labelers' turns
+
+
+# ---------------------------------------------------------------------------------------------------- who ranks
+
+
+class Quit(Exception):
+    """The labeler has had enough."""
+
+
+class Person:
+    """You, at the terminal."""
+
+    name, group = "person", "training"
+
+    def rank(self, prompt, completions):
+        """Show the prompt and its answers, and ask until a ranking comes back. None: skipped."""
+        print(f"\n{prompt.strip()}")
+        for number, text in enumerate(completions, 1):
+            print(f"  {number}. {text.strip()}")
+        while True:
+            try:
+                typed = input("best to worst, = for ties, e.g. 2 > 1 = 3 (s: skip, q: stop): ").strip()
+            except EOFError:
+                raise Quit from None
+            if typed in ("s", "q"):
+                if typed == "q":
+                    raise Quit
+                return None
+            try:
+                return parse_ranking(typed, len(completions))
+            except ValueError as problem:
+                print(f"  {problem}")
+
+
+def parse_ranking(typed, K):
+    """'2 > 1 = 3' -> ranks of answers 1…K: [2, 1, 2]. Raises ValueError where an answer is missing or named twice."""
+    groups = [re.findall(r"\d+", group) for group in re.split(r"[>,;]", re.sub(r"\s*=\s*", "=", typed))]
+    if len(groups) == 1:  # "2 1=3": spaces alone separate
+        groups = [group.split("=") for group in re.sub(r"\s*=\s*", "=", typed).split()]
+    named = [number for group in groups for number in group]
+    if sorted(named) != sorted(str(number) for number in range(1, K + 1)):
+        raise ValueError(f"name each of 1 to {K} once")
+    rank_of = {number: rank for rank, group in enumerate(groups, 1) for number in group}
+    return [rank_of[str(number)] for number in range(1, K + 1)]
+
+
+def load_labelers(cfg):
+    """{group: [labeler]}; validation prompts are ranked by people of every group."""
+    if cfg.labeler == "terminal":
+        return {"training": [Person()]}
+    from data.labelers import load_labelers as load_villagers
+
+    return {group: load_villagers(cfg.data, group) for group in ("training", "held_out")}
+
+
+def whose_turn(groups, split, rng):
+    """The labelers of one prompt: one to learn from; two of every group, so that they can be compared, to validate on."""
+    if split == "train":
+        return [rng.choice(groups["training"])]
+    return [labeler for people in groups.values() for labeler in rng.sample(people, min(2, len(people)))]
+
+
+# ---------------------------------------------------------------------------------------------------- what is ranked
+
+
+def prompts_to_rank(cfg, split, tokenizer, limit, rng):
+    """Prompts (str) of at most `limit` tokens. A fifth of the training ones are the labelers' own, as in Table 6; where
+    more are asked for than there are, they come again, with other answers."""
+    customers = [record["prompt"] for record in with_room(read_prompts(cfg.data, split), tokenizer, limit)]
+    rng.shuffle(customers)
+    if split == "valid":
+        return customers[: cfg.valid_prompts]
+    own = [r["prompt"] for r in read_demonstrations(cfg.data, split) if r.get("source") == "labeler"]
+    own = [prompt for prompt in own if len(tokenizer.encode_ordinary(prompt)) <= limit]
+    rng.shuffle(own)
+    customers = cycle(customers)
+    own = cycle(own) if own else customers
+    return [next(own) if i % 5 == 0 else next(customers) for i in range(cfg.prompts)]
+
+
+def sample_answers(cfg, prompts, supervised, base, prefixes, tokenizer, rng, torch_rng):
+    """K different answers to each prompt, fewer where texts repeat or are empty. -> per prompt {text: ended}"""
+    answers = [{} for _ in prompts]
+
+    def ask(model, indices, temperature, prefix=lambda: "", stop=""):
+        asked = [prefix() + prompts[i] for i in indices]
+        texts = respond(model, tokenizer, asked, cfg.max_new_tokens, temperature, torch_rng, stop=stop)
+        for i, (text, ended) in zip(indices, texts):
+            if text.strip():
+                answers[i].setdefault(text, ended)
+
+    K = [rng.randint(cfg.k_min, cfg.k_max) for _ in prompts]
+    few_shot = range(0, len(prompts), 3) if prefixes else range(0)
+    ask(base, few_shot, 1.0, prefix=lambda: rng.choice(prefixes), stop="\n\n")
+    ask(supervised, range(len(prompts)), 1.3)
+    missing = [K[i] - 2 if i in few_shot else K[i] - 1 for i in range(len(prompts))]
+    ask(supervised, [i for i in range(len(prompts)) for _ in range(missing[i])], 1.0)
+    return answers
+
+
+# ---------------------------------------------------------------------------------------------------- writing as it goes
+
+
+class RankingsFile:
+    """OUT/comparisons.partial.jsonl, which becomes OUT/comparisons.jsonl when all prompts have been ranked."""
+
+    def __init__(self, out):
+        self.partial, self.whole = out / "comparisons.partial.jsonl", out / "comparisons.jsonl"
+        self.before = []  # records of an interrupted collection
+        if self.partial.exists():
+            content = self.partial.read_bytes()
+            complete = content[: content.rfind(b"\n") + 1]
+            if len(complete) < len(content):
+                print(f"{self.partial}: the last ranking was cut short and is asked for again")
+                os.truncate(self.partial, len(complete))
+            self.before = [record for _, record in read_jsonl(self.partial)]
+            print(f"{self.partial}: going on after {len(self.before)} rankings")
+        self.file = open(self.partial, "a", encoding="utf-8")
+
+    def write(self, record):
+        """Append a record; it is on the disk when this returns."""
+        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def finish(self, records):
+        """Write OUT/comparisons.jsonl; the partial file is not needed any more."""
+        write_jsonl(self.whole, records)
+        self.file.close()
+        self.partial.unlink()
+
+
+def rank_all(asked, groups, rankings_file, rng):
+    """Let labelers rank all answers, and write each ranking at once. asked: [(split, prompt, {text: ended})] -> records"""
+    records, before = [], iter(rankings_file.before)
+    for split, prompt, answers in asked:
+        if len(answers) < 2:
+            continue
+        completions = list(answers)
+        rng.shuffle(completions)  # so that the place on the page says nothing about who wrote it
+        for labeler in whose_turn(groups, split, rng):
+            record = next(before, None)
+            if record is None:
+                try:
+                    record = ranking_record(labeler, split, prompt, completions, answers)
+                except Quit:
+                    return records
+                rankings_file.write(record)
+            same = record["prompt"] == prompt and record["completions"] == completions
+            require(same, f"{rankings_file.partial}: of another collection; finish that one, or delete the file")
+            if record["ranks"]:
+                records.append(record)
+    return records
+
+
+def ranking_record(labeler, split, prompt, completions, answers):
+    """Ask one labeler -> a record of comparisons.jsonl; with "ranks": [] if the labeler skips the prompt."""
+    record = {"prompt": prompt, "completions": completions, "ranks": labeler.rank(prompt, completions) or []}
+    if hasattr(labeler, "rate"):
+        record["ratings"] = labeler.rate(prompt, completions)
+    ended = [answers[text] for text in completions]
+    return record | {"labeler": labeler.name, "group": labeler.group, "split": split, "ended": ended}
+
+
+def main(cfg):
+    require(cfg.k_min <= cfg.k_max, f"--k_min {cfg.k_min} --k_max {cfg.k_max}: must be 2 <= k_min <= k_max")
+    require(cfg.k_min >= 2, f"--k_min {cfg.k_min}: a ranking needs at least 2 answers")
+    device, out = set_up(cfg), output_folder(cfg.out)
+    whole = out / "comparisons.jsonl"
+    require(not whole.exists(), f"{whole}: is there already; move it away to collect new rankings")
+    tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
+    groups = load_labelers(cfg)
+    path = Path(cfg.data) / "prefixes.jsonl"
+    prefixes = [record["prefix"] for _, record in read_jsonl(path)] if path.exists() else []
+    supervised_path, base_path = cfg.supervised or out / "ppo_init.pt", cfg.base or out / "base.pt"
+    supervised = sampling_copy(load_policy(supervised_path, cfg, device, tokenizer_spec, sharded=False), cfg)
+    base = sampling_copy(load_policy(base_path, cfg, device, tokenizer_spec, sharded=False), cfg) if prefixes else None
+    longest_prefix = max((len(tokenizer.encode_ordinary(prefix)) for prefix in prefixes), default=0)
+    limit = supervised.config.block_size - cfg.max_new_tokens - longest_prefix
+
+    rng, torch_rng, asked = random.Random(cfg.seed), generator(cfg.seed, "collect"), []
+    for split in ("valid", "train"):  # whoever stops early has some of both
+        prompts = prompts_to_rank(cfg, split, tokenizer, limit, rng)
+        answers = sample_answers(cfg, prompts, supervised, base, prefixes, tokenizer, rng, torch_rng)
+        asked += [(split, *pair) for pair in zip(prompts, answers)]
+    rankings_file = RankingsFile(out)
+    records = rank_all(asked, groups, rankings_file, rng)
+    if not records:
+        raise BadInput("nothing was ranked; run the command again")
+    rankings_file.finish(records)
+    mean_k = sum(len(record["completions"]) for record in records) / len(records)
+    print(
+        f"collected {len(records):,} rankings of {cfg.k_min}-{cfg.k_max} answers, {mean_k:.1f} on average without those"
+    )
+    print(f"that are empty or came twice -> {whole}; one of them:")
+    for rank, text in sorted(zip(records[-1]["ranks"], records[-1]["completions"])):
+        print(f"  {rank}. {text!r}")
+    print(f"next: python reward.py --data {cfg.data} --out {cfg.out}")
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)
