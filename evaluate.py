@@ -319,9 +319,9 @@ def main(cfg):
     report["seconds"] = {k: v["seconds"] for k, v in json.loads(stages.read_text()).items()} if stages.exists() else {}
     report["seconds"]["evaluate"] = time.time() - start
 
-    figure_files = figures(report, out)
     with whole_file(out / "report.json") as file:
         json.dump(report, file, indent=1)
+    figure_files = figures(report, out)
     with whole_file(out / "report.md") as file:
         file.write(markdown(report, figure_files))
     print(f"\n{summary(report, out, figure_files)}")

@@ -2,7 +2,7 @@
 
 Everything here is a function of what evaluate.py (report.json) and alternatives/compare.py (alternatives.json) wrote
 down; nothing is measured here. A section is a function of the report that returns markdown, or "" where the report has
-nothing for it. Figures are drawn where matplotlib is installed.
+nothing for it. Figures are drawn where matplotlib 3.7 or newer is installed, and not mentioned elsewhere.
 
     report = {"seed", "n_prompts", "models": {key: {"name", "length", "score", "corpus_loss", ...}}, "samples", ...}
 """
@@ -268,7 +268,7 @@ def quick_summary(folder, figure_files):
     return (
         f"{files_written(folder, figure_files)}\n\n"
         "This was a quick run: it shows that every step works. Models this small, trained for seconds, have\n"
-        "learned nothing, and the numbers in the report mean nothing. Leave out --quick for numbers that do."
+        "learned nothing, and the numbers in the report mean nothing. A run without --quick takes minutes."
     )
 
 
@@ -290,7 +290,7 @@ def preference_summary(report):
         row = [model["name"], interval(model["win_rate"]["training"]), interval(model["win_rate"]["held_out"])]
         rows.append(row + [f"{model[key]:.2f}" for key in ("helpful", "truthful", "harmless")])
     head = ["", "training labelers", "held-out labelers", "helpful", "truthful", "harmless"]
-    title = f"Who is preferred? Answers to {report['n_prompts']} new prompts: % of them that people prefer to SFT's\n"
+    title = f"Who is preferred? Answers to {report['n_prompts']} new prompts: % of them that labelers prefer to SFT's\n"
     title += "(50: as good as SFT; in brackets the 95 % interval), and what the judge says of them, from 0 to 1"
     return f"{title}\n{table(head, rows)}"
 
@@ -352,10 +352,13 @@ def figures(report, folder):
 
 
 def new_figure(height):
-    """A matplotlib figure `height` inches high, or None without matplotlib."""
+    """A matplotlib figure `height` inches high, or None without a matplotlib that can lay it out."""
     try:
+        from matplotlib import __version_info__ as version
         from matplotlib.figure import Figure
     except ImportError:
+        return None
+    if version < (3, 7):  # legends outside the axes
         return None
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
@@ -386,6 +389,12 @@ def grouped_bars(axes, series, errors=None):
         axes.bar(left, values, width, align="edge", yerr=error, capsize=2, label=label, color=colour, edgecolor="white")
 
 
+def horizontal_lines(axes):
+    """Faint lines behind the bars, to read their heights by."""
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
 def name_groups(axes, names):
     """Write the names under the groups, slanted where they would run into each other."""
     axes.set_xticks(range(len(names)), names)
@@ -406,8 +415,9 @@ def win_rate_figure(report):
         errors[label] = [100 * (rate["high"] - rate["mean"]) for rate in rates]
     grouped_bars(axes, means, errors)
     axes.axhline(50, color="grey", linewidth=1, linestyle="--")
+    horizontal_lines(axes)
     name_groups(axes, names_of(report["models"]))
-    axes.set(ylabel="win rate against SFT, %", ylim=(0, 100))
+    axes.set(ylabel="win rate against SFT, %", ylim=(0, 100), yticks=range(0, 101, 25))
     axes.set_title(f"Who is preferred? {report['n_prompts']} new prompts, 95 % intervals")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -430,7 +440,9 @@ def tax_figure(report):
     grouped_bars(below, accuracy)
     name_groups(below, tasks)
     below.set_title("Public tasks, zero-shot accuracy in % (higher is better)")
-    below.set_ylim(0, 100)
+    below.set(ylim=(0, 105), yticks=range(0, 101, 25))
+    for axes in (above, below):
+        horizontal_lines(axes)
     figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(models)))
     return figure
 
@@ -442,10 +454,14 @@ def over_optimisation_figure(report):
     curves = report["over_optimisation"]
     above, below = figure.subplots(2, 1, sharex=True)
     for (key, curve), colour in zip(curves.items(), colours(len(curves))):
+        if key == "best_of_n":
+            style, colour = "s--", "black"  # chosen among the answers of one policy, not trained
+        else:
+            style = "o-"
         distance = [point["sqrt_kl"] for point in curve]
         for axes, score in ((above, "score"), (below, "gold")):
             values = [point[score] for point in curve]
-            axes.plot(distance, values, "o-", markersize=3, color=colour, label=curve_name(report, key))
+            axes.plot(distance, values, style, markersize=3, color=colour, label=curve_name(report, key))
     above.set_title("Proxy: reward-model score")
     below.set_title("Gold: the judge's Likert 1-7")
     below.set_xlabel("√KL to PPO's start, √nats per response")
