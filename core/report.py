@@ -255,8 +255,8 @@ reward model, which learned from people's rankings; PPO-ptx does so while it goe
 def summary(report, folder, figure_files=()):
     """One page for the terminal: who wins, what it cost, a sample, where the rest is.
 
-    folder: where report.md and report.json are; figure_files: names of the figures there. A report with "quick": True gets
-    a few lines without numbers. -> str
+    folder: where report.md and report.json are; figure_files: names of the figures there. A report with "quick": True
+    gets a few lines without numbers. -> str
     """
     if report.get("quick"):
         return quick_summary(folder, figure_files)
