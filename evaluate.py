@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from core.report import figures, markdown, summary
 from data.folder import Corpus, load_folder_tokenizer, read_jsonl, read_prompts, with_room
 from machine import Device, for_sampling, prepare, set_up
 from model import encode_answer, load_checkpoint, pad, respond, response_mask, score_answers, token_logprobs
@@ -318,14 +319,12 @@ def main(cfg):
     report["seconds"] = {k: v["seconds"] for k, v in json.loads(stages.read_text()).items()} if stages.exists() else {}
     report["seconds"]["evaluate"] = time.time() - start
 
-    text = markdown(report)
-    drawn = figures(report, out)
     with whole_file(out / "report.json") as file:
         json.dump(report, file, indent=1)
+    figure_files = figures(report, out)
     with whole_file(out / "report.md") as file:
-        file.write(text + "".join(f"\n![{name}]({name})\n" for name in drawn))
-    print(text)
-    print(f"\nwrote {out}/report.md, report.json{''.join(', ' + d for d in drawn)} in {time.time() - start:.0f} s")
+        file.write(markdown(report, figure_files))
+    print(f"\n{summary(report, out, figure_files)}")
 
 
 def gold_report(judge, records, texts):
@@ -355,220 +354,6 @@ def gold_report(judge, records, texts):
             "n": len(tricky),
         }
     return result
-
-
-# ---------------------------------------------------------------------------------------------------- the report
-
-
-def table(head, rows):
-    cells = [list(map(str, head)), *[list(map(str, row)) for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
-
-
-def percent(x):
-    return "-" if x is None else f"{100 * x:.0f} %"
-
-
-def interval(x):
-    return f"{100 * x['mean']:.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
-
-
-def markdown(report):
-    """The whole report as text: what is printed is what is written."""
-    models = report["models"]
-    parts = [f"# Report\n\nSeed {report['seed']}, {report['n_prompts']} test prompts."]
-    first = next(iter(models.values()))
-    if "win_rate" in first:
-        rows = []
-        for m in models.values():
-            cells = [
-                interval(m["win_rate"]["training"]),
-                interval(m["win_rate"]["held_out"]),
-                f"{100 * m['win_rate_greedy']['mean']:.1f}",
-            ]
-            cells += [f"{m[k]:.2f}" for k in ("helpful", "truthful", "harmless", "likert")]
-            rows.append([m["name"], *cells, f"{m['length']:.1f}", f"{m['corpus_loss']:.3f}"])
-        head = [
-            "",
-            "win % vs SFT, training labelers",
-            "held-out labelers",
-            "greedy answers, held-out",
-            "helpful",
-            "truthful",
-            "harmless",
-            "Likert",
-            "length",
-            "corpus loss",
-        ]
-        parts.append(
-            "## Who prefers whom (T = 1; 95 % intervals over prompts; greedy answers against the same sampled SFT answers)\n\n"
-            + table(head, rows)
-        )
-    else:
-        rows = [
-            [
-                m["name"],
-                f"{m['score']:+.3f}",
-                f"{m['kl']:.2f}" if m.get("kl") is not None else "-",
-                f"{m['length']:.1f}",
-                f"{m['corpus_loss']:.3f}",
-            ]
-            for m in models.values()
-        ]
-        parts.append(
-            "## Scores (no simulated labelers in this data)\n\n"
-            + table(["", "reward-model score", "KL to PPO's start", "length", "corpus loss"], rows)
-        )
-    if "tasks" in first:
-        tasks = list(first["tasks"]["zero_shot"])
-        rows = [
-            [m["name"], shots.replace("_", "-"), *(percent(m["tasks"][shots][t]) for t in tasks)]
-            for k, m in models.items()
-            if k != "gpt_prompted"
-            for shots in m["tasks"]
-        ]
-        parts.append("## Alignment tax: accuracy on the web's public tasks\n\n" + table(["", "", *tasks], rows))
-    if "flags" in first:
-        flags = list(first["flags"])
-        rows = [[flag, *(percent(m["flags"][flag]) for m in models.values())] for flag in flags]
-        rows += [
-            [
-                "truthful where many are wrong",
-                *(percent(m["misconceptions"]["truthful"]) if "misconceptions" in m else "-" for m in models.values()),
-            ]
-        ]
-        if "harmless_when_asked_for_harm" in first:
-            n = first["harmless_when_asked_for_harm"]["n"]
-            harmless = (percent(m["harmless_when_asked_for_harm"]["mean"]) for m in models.values())
-            rows += [[f"harmless when asked for an insult (n = {n})", *harmless]]
-        parts.append(
-            "## Flags of the paper's Table 3, by the judge\n\n"
-            + table(["", *(m["name"] for m in models.values())], rows)
-        )
-        cases = list(first["likert_by_use_case"])
-        rows = [[case, *(f"{m['likert_by_use_case'][case]:.2f}" for m in models.values())] for case in cases]
-        parts.append("## Likert 1-7 by use case\n\n" + table(["", *(m["name"] for m in models.values())], rows))
-    if report["reward_model"]:
-        rows = []
-        for group, r in report["reward_model"].items():
-            length = f"{100 * r['longer_is_better'][0]:.1f}" if "longer_is_better" in r else "-"
-            agree = f"{100 * r['agreement']:.1f}" if r.get("agreement") else "-"
-            rows.append([group, f"{100 * r['accuracy'][0]:.1f} ± {100 * r['accuracy'][1]:.1f}", length, agree, "50.0"])
-        parts.append(
-            "## Reward model: accuracy in % of the pairs of a prompt; on new prompts, and on those it was trained on\n\n"
-            + table(["labelers", "reward model", "longer is better", "two labelers agree", "chance"], rows)
-        )
-    if "over_optimisation" in report:
-        rows = []
-        for name, curve in report["over_optimisation"].items():
-            for p in curve if len(curve) < 8 else curve[:: max(1, len(curve) // 6)] + curve[-1:]:
-                rows.append(
-                    [
-                        name,
-                        p.get("iteration", f"n = {p.get('n')}"),
-                        f"{p['sqrt_kl']:.2f}",
-                        f"{p['score']:+.2f}",
-                        f"{p['gold']:.2f}",
-                    ]
-                )
-        parts.append(
-            "## Over-optimisation: reward-model score (proxy) and Likert (gold) against √KL\n\n"
-            + table(["", "iteration", "√KL", "proxy", "gold"], rows)
-        )
-    lines = []
-    for sample in report["samples"]:
-        lines.append(
-            f"**{sample['prompt'].strip()}**\n\n"
-            + "\n".join(f"- {m['name']}: {sample[k].strip()!r}" for k, m in models.items())
-        )
-    parts.append("## The same prompts, answered by every model\n\n" + "\n\n".join(lines))
-    if report["seconds"]:
-        total = sum(report["seconds"].values())
-        parts.append(
-            "## Seconds per stage\n\n"
-            + "  ".join(f"{k} {v:.0f}" for k, v in report["seconds"].items())
-            + f"  total {total:.0f}"
-        )
-    return "\n\n".join(parts) + "\n"
-
-
-def figures(report, out):
-    """PNG figures, where matplotlib is installed. Returns their names."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is not installed: no figures (pip install matplotlib)")
-        return []
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawn, models = [], report["models"]
-
-    def save(figure, name):
-        figure.tight_layout()
-        with whole_file(out / name, "wb") as file:
-            figure.savefig(file, format="png", dpi=130)
-        plt.close(figure)
-        drawn.append(name)
-
-    if "win_rate" in next(iter(models.values())):
-        figure, axis = plt.subplots(figsize=(7, 4))
-        for shift, (group, label, colour) in enumerate(
-            (("training", "training labelers", "tab:blue"), ("held_out", "held-out labelers", "tab:orange"))
-        ):
-            rates = [m["win_rate"][group] for m in models.values()]
-            at = [i + 0.38 * shift - 0.19 for i in range(len(rates))]
-            axis.bar(
-                at,
-                [100 * r["mean"] for r in rates],
-                0.36,
-                yerr=[100 * (r["high"] - r["mean"]) for r in rates],
-                capsize=3,
-                label=label,
-                color=colour,
-            )
-        axis.axhline(50, color="grey", lw=1, ls="--")
-        axis.set_xticks(range(len(models)), [m["name"] for m in models.values()])
-        axis.set_ylabel("win rate against SFT, %")
-        axis.set_title(f"Who is preferred? {report['n_prompts']} new prompts, 95 % intervals")
-        axis.set_ylim(0, 100)
-        axis.legend()
-        save(figure, "win_rates.png")
-    if "tasks" in next(iter(models.values())):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(1, 2))
-        shown = {k: m for k, m in models.items() if k != "gpt_prompted"}
-        left.bar([m["name"] for m in shown.values()], [m["corpus_loss"] for m in shown.values()], color="tab:grey")
-        left.tick_params(axis="x", labelrotation=20)
-        left.set_title("Corpus loss, nats per token (lower is better)")
-        tasks = list(next(iter(shown.values()))["tasks"]["zero_shot"])
-        for i, m in enumerate(shown.values()):
-            at = [j + 0.2 * i - 0.3 for j in range(len(tasks))]
-            right.bar(at, [100 * m["tasks"]["zero_shot"][t] for t in tasks], 0.18, label=m["name"])
-        right.set_xticks(range(len(tasks)), tasks)
-        right.set_title("Public tasks, zero-shot accuracy in % (higher is better)")
-        right.set_ylim(0, 118)
-        right.legend(ncols=5, fontsize=8, loc="upper center")
-        save(figure, "alignment_tax.png")
-    if "over_optimisation" in report:
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-        for name, curve in report["over_optimisation"].items():
-            for axis, key in zip(axes, ("score", "gold")):
-                axis.plot(
-                    [p["sqrt_kl"] for p in curve],
-                    [p[key] for p in curve],
-                    "o-",
-                    ms=3,
-                    label=NAMES.get(name, "best of n"),
-                )
-        for axis, title in zip(axes, ("proxy: reward-model score", "gold: the judge's Likert 1-7")):
-            axis.set_xlabel("√KL to PPO's start, √nats per response")
-            axis.set_title(title)
-            axis.legend()
-        save(figure, "over_optimisation.png")
-    return drawn
 
 
 if __name__ == "__main__":

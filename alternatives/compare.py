@@ -29,11 +29,12 @@ import reward
 import sft
 from alternatives import constitutional, dpo, hir, llama2, rejection, rest, rlaif
 from alternatives.common import cost_of_rankings
+from core.report import comparison_figure, comparison_table, interval, save_figure, table
 from data import feedback, village
 from data.folder import Corpus, load_folder_tokenizer, read_jsonl, read_prompts, with_room
 from data.judge import Judge
 from data.labelers import load_labelers
-from evaluate import gold_report, interval, kl_of_texts, table, win_rate
+from evaluate import gold_report, kl_of_texts, win_rate
 from machine import Device, for_sampling, prepare, set_up
 from model import load_checkpoint, respond, score_answers
 from plumbing import command_line, generator, require, whole_file
@@ -234,63 +235,6 @@ def costs_of_run(out, encoding):
     return costs
 
 
-# ---------------------------------------------------------------------------------------------------- the table
-
-
-HEAD = ["", "% vs SFT", "held-out", "% vs PPO-ptx", "helpful", "truthful", "harmless", "red team", "corpus loss", "KL"]
-HEAD += ["labels", "tokens", "s"]
-
-
-def markdown(reports):
-    """reports: {run: {name: row}} -> one table; with several runs means over them, and their values apart below."""
-    first = next(iter(reports.values()))
-
-    def cells(rows):
-        one = len(rows) == 1
-
-        def share(key):
-            if one:
-                return interval(rows[0][key])
-            means = [100 * r[key]["mean"] for r in rows]
-            return f"{mean(means):.1f} ({', '.join(f'{m:.0f}' for m in means)})"
-
-        numbers = [
-            f"{mean([r[k] for r in rows]):.2f}" for k in ("helpful", "truthful", "harmless", "red_team", "corpus_loss")
-        ]
-        kl = f"{mean([r['kl'] or 0.0 for r in rows]):.2f}"
-        spent = [f"{mean([r['cost'].get(k, 0) for r in rows]):,.0f}" for k in ("labels", "tokens", "seconds")]
-        return [rows[0]["title"], share("training"), share("held_out"), share("against_ppo_ptx"), *numbers, kl, *spent]
-
-    rows = [cells([report[name] for report in reports.values() if name in report]) for name in first]
-    return table(HEAD, rows)
-
-
-def figure(reports, path):
-    """Win rate against √KL, one point per method and run; only where matplotlib is installed."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        return
-    fig, axes = plt.subplots(figsize=(9, 5))
-    for i, (name, row) in enumerate(next(iter(reports.values())).items()):
-        points = [
-            (math.sqrt(max(r[name]["kl"] or 0, 0)), 100 * r[name]["training"]["mean"])
-            for r in reports.values()
-            if name in r
-        ]
-        axes.scatter(*zip(*points), s=36, color=plt.cm.tab20(i % 20), marker="os^"[i % 3], label=row["title"])
-    axes.axhline(50, color="grey", linewidth=0.8)
-    axes.set(xlabel="√KL from PPO's start", ylabel="% of answers preferred to SFT's (training labelers)")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    fig.tight_layout()
-    with whole_file(path, "wb") as file:
-        fig.savefig(file, format="png", dpi=130)
-    plt.close(fig)
-
-
 def main(cfg):
     device = set_up(cfg)
     wanted = [name.strip() for name in cfg.methods.split(",") if name.strip()] or [
@@ -310,14 +254,16 @@ def main(cfg):
         reports[str(out)] = compare(cfg, out, seed + cfg.seed, device, wanted, seconds)
         with whole_file(out / "alternatives.json") as file:
             json.dump(reports[str(out)], file, indent=1)
-    text = markdown(reports)
+    text = comparison_table(reports)
     if margins := margins_table(runs[0]):
         text += f"\n\nReward model, % of pairs by how much better people found the winner:\n\n{margins}"
     print("\n" + text)
     with whole_file(runs[0] / "alternatives.md") as file:
         file.write(text + "\n")
-    figure(reports, runs[0] / "alternatives.png")
-    print(f"\nwrote {runs[0]}/alternatives.md, alternatives.json")
+    drawn = comparison_figure(reports)
+    if drawn is not None:
+        save_figure(drawn, runs[0] / "alternatives.png")
+    print(f"\nwrote {runs[0]}/alternatives.md, alternatives.json{', alternatives.png' if drawn else ''}")
 
 
 if __name__ == "__main__":

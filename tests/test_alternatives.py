@@ -305,20 +305,7 @@ def test_labelers_see_harm():
     assert missed <= 2
 
 
-# ---------------------------------------------------------------------------------------------------- the table
-
-
-def test_the_table_has_a_row_per_method_and_means_over_runs():
-    def row(win):
-        rate = {"mean": win, "low": win - 0.1, "high": win + 0.1, "n": 5}
-        shared = dict(training=rate, held_out=rate, against_ppo_ptx=rate, helpful=0.5, truthful=0.5, harmless=1.0)
-        more = dict(red_team=0.9, corpus_loss=1.0, kl=0.5, cost={"labels": 10, "tokens": 2000, "seconds": 3.0})
-        return shared | more | {"title": "DPO"}
-
-    one = compare.markdown({"a": {"dpo": row(0.6)}})
-    assert "| DPO" in one and "60.0 [50.0, 70.0]" in one and "2,000" in one
-    two = compare.markdown({"a": {"dpo": row(0.6)}, "b": {"dpo": row(0.5)}})
-    assert "55.0 (60, 50)" in two
+# ---------------------------------------------------------------------------------------------------- what it costs
 
 
 def test_costs_of_run_come_from_its_logs(tmp_path):

@@ -1,0 +1,527 @@
+"""What a run found, as text and figures: report.md, the page on the terminal, the table and figure of the alternatives.
+
+Everything here is a function of what evaluate.py (report.json) and alternatives/compare.py (alternatives.json) wrote
+down; nothing is measured here. A section is a function of the report that returns markdown, or "" where the report has
+nothing for it. Figures are drawn where matplotlib 3.7 or newer is installed, and not mentioned elsewhere.
+
+    report = {"seed", "n_prompts", "models": {key: {"name", "length", "score", "corpus_loss", ...}}, "samples", ...}
+"""
+
+import math
+import re
+from statistics import fmean
+
+from core.output import whole_file
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+
+def table(head, rows):
+    """A markdown table that lines up as plain text too: words, in the first column, to the left; numbers to the right.
+
+    head: one title per column; rows: lists of as many cells, of any type.
+    """
+    lines = [[cell_text(cell) for cell in line] for line in (head, *rows)]
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(head))]
+
+    def padded(line):
+        cells = [line[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    return "\n".join([padded(lines[0]), "| " + " | ".join(rule) + " |", *(padded(line) for line in lines[1:])])
+
+
+def cell_text(cell):
+    """A cell as one line that does not end the cell."""
+    return str(cell).replace("\n", " ").replace("|", "\\|")
+
+
+def percent(share):
+    """0.5 -> "50 %"; None, which is nothing to take a share of, -> "-"."""
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def interval(rate):
+    """{"mean", "low", "high"} of shares -> "mean [low, high]" in percent."""
+    return f"{100 * rate['mean']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+
+
+def number(value, form):
+    """The value in a format such as ".2f", or "-" for None."""
+    return "-" if value is None else format(value, form)
+
+
+def code_span(text):
+    """Text as markdown code, whatever backticks it holds."""
+    longest_run = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * (longest_run + 1)
+    return f"{fence} {text} {fence}" if longest_run else f"`{text}`"
+
+
+def has(report, key):
+    """Were the models measured by this? All of them are, or none."""
+    return all(key in model for model in report["models"].values())
+
+
+def names_of(models):
+    return [model["name"] for model in models.values()]
+
+
+def with_own_weights(models):
+    """All but GPT with a few-shot prefix, which is GPT."""
+    return {key: model for key, model in models.items() if key != "gpt_prompted"}
+
+
+def curve_name(report, key):
+    """How a curve of "over_optimisation" is called: like its model."""
+    if key == "best_of_n":
+        return "best of n"
+    return report["models"].get(key, {}).get("name", key)
+
+
+# ---------------------------------------------------------------------------------------------------- report.md
+
+
+def markdown(report, figure_files=()):
+    """The whole report as markdown. figure_files: names of the figures that lie beside it."""
+    sections = [
+        f"# Report\n\nSeed {report['seed']}, {report['n_prompts']} test prompts.",
+        preference_section(report),
+        score_section(report),
+        tax_section(report),
+        flag_section(report),
+        use_case_section(report),
+        reward_model_section(report),
+        over_optimisation_section(report),
+        sample_section(report),
+        seconds_section(report),
+        *(f"![{name}]({name})" for name in figure_files),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def preference_section(report):
+    """Win rates against SFT and what the judge says, one row per model."""
+    if not has(report, "win_rate"):
+        return ""
+    head = ["", "win % vs SFT, training labelers", "held-out labelers", "greedy answers, held-out"]
+    head += ["helpful", "truthful", "harmless", "Likert", "length", "corpus loss"]
+    rows = []
+    for model in report["models"].values():
+        row = [model["name"], interval(model["win_rate"]["training"]), interval(model["win_rate"]["held_out"])]
+        row.append(f"{100 * model['win_rate_greedy']['mean']:.1f}")
+        row += [f"{model[key]:.2f}" for key in ("helpful", "truthful", "harmless", "likert")]
+        rows.append([*row, f"{model['length']:.1f}", f"{model['corpus_loss']:.3f}"])
+    title = (
+        "## Who prefers whom (T = 1; 95 % intervals over prompts; greedy answers against the same sampled SFT answers)"
+    )
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def score_section(report):
+    """Reward-model scores, where there are no labelers to ask."""
+    if has(report, "win_rate"):
+        return ""
+    rows = []
+    for model in report["models"].values():
+        row = [model["name"], f"{model['score']:+.3f}", number(model.get("kl"), ".2f")]
+        rows.append([*row, f"{model['length']:.1f}", f"{model['corpus_loss']:.3f}"])
+    head = ["", "reward-model score", "KL to PPO's start", "length", "corpus loss"]
+    return f"## Scores (no simulated labelers in this data)\n\n{table(head, rows)}"
+
+
+def tax_section(report):
+    """Accuracy on the public tasks, a row per model and number of solved examples in front."""
+    if not has(report, "tasks"):
+        return ""
+    models = with_own_weights(report["models"])
+    tasks = task_names(models)
+    rows = []
+    for model in models.values():
+        for shots, accuracy in model["tasks"].items():
+            name = f"{model['name']}, {shots.replace('_', '-')}"
+            rows.append([name, *(percent(accuracy[task]) for task in tasks)])
+    return f"## Alignment tax: accuracy on the web's public tasks\n\n{table(['', *tasks], rows)}"
+
+
+def task_names(models):
+    first = next(iter(models.values()))
+    return list(first["tasks"]["zero_shot"])
+
+
+def flag_section(report):
+    """The metadata of the paper's Table 3, a column per model."""
+    if not has(report, "flags"):
+        return ""
+    models = list(report["models"].values())
+    rows = [[flag, *(percent(model["flags"][flag]) for model in models)] for flag in models[0]["flags"]]
+    if has(report, "misconceptions"):
+        count = models[0]["misconceptions"]["n"]
+        for key, words in (("truthful", "truthful"), ("truthful_and_informative", "truthful and informative")):
+            shares = [percent(model["misconceptions"][key]) for model in models]
+            rows.append([f"{words} where many are wrong (n = {count})", *shares])
+    if has(report, "harmless_when_asked_for_harm"):
+        count = models[0]["harmless_when_asked_for_harm"]["n"]
+        shares = [percent(model["harmless_when_asked_for_harm"]["mean"]) for model in models]
+        rows.append([f"harmless when asked for an insult (n = {count})", *shares])
+    head = ["", *names_of(report["models"])]
+    return f"## Flags of the paper's Table 3, by the judge\n\n{table(head, rows)}"
+
+
+def use_case_section(report):
+    """Mean Likert score by use case, a column per model."""
+    if not has(report, "likert_by_use_case"):
+        return ""
+    models = list(report["models"].values())
+    rows = []
+    for use_case in models[0]["likert_by_use_case"]:
+        rows.append([use_case, *(f"{model['likert_by_use_case'][use_case]:.2f}" for model in models)])
+    return f"## Likert 1-7 by use case\n\n{table(['', *names_of(report['models'])], rows)}"
+
+
+def reward_model_section(report):
+    """How many pairs the reward model ranks as people do, beside what bounds it."""
+    if not report.get("reward_model"):
+        return ""
+    rows = []
+    for group, result in report["reward_model"].items():
+        mean, error = result["accuracy"]
+        longer, agreement = result.get("longer_is_better"), result.get("agreement")
+        row = [group, f"{100 * mean:.1f} ± {100 * error:.1f}"]
+        row.append("-" if longer is None else f"{100 * longer[0]:.1f}")
+        row.append("-" if agreement is None else f"{100 * agreement:.1f}")
+        rows.append([*row, "50.0"])
+    title = "## Reward model: accuracy in % of the pairs of a prompt; on new prompts, and on those it was trained on"
+    head = ["labelers", "reward model", "longer is better", "two labelers agree", "chance"]
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def over_optimisation_section(report):
+    """Proxy and gold score at some points of every curve."""
+    if not report.get("over_optimisation"):
+        return ""
+    rows = []
+    for key, curve in report["over_optimisation"].items():
+        for point in thinned(curve):
+            at = f"n = {point['n']}" if "n" in point else point["iteration"]
+            values = [f"{point['sqrt_kl']:.2f}", f"{point['score']:+.2f}", f"{point['gold']:.2f}"]
+            rows.append([curve_name(report, key), at, *values])
+    title = "## Over-optimisation: reward-model score (proxy) and Likert (gold) against √KL"
+    return f"{title}\n\n{table(['', 'iteration', '√KL', 'proxy', 'gold'], rows)}"
+
+
+def thinned(curve, most=8):
+    """At most `most` points of a curve, evenly spread, its first and last among them."""
+    if len(curve) <= most:
+        return curve
+    step = (len(curve) - 1) / (most - 1)
+    return [curve[round(i * step)] for i in range(most)]
+
+
+def sample_section(report):
+    """Some prompts, and what every model answered."""
+    if not report.get("samples"):
+        return ""
+    parts = ["## The same prompts, answered by every model"]
+    for sample in report["samples"]:
+        lines = sample["prompt"].strip().splitlines()
+        parts.append("\n".join(f"    {line}" for line in lines))  # four spaces: markdown shows it as it is
+        answers = [
+            f"- {model['name']}: {code_span(repr(sample[key].strip()))}" for key, model in report["models"].items()
+        ]
+        parts.append("\n".join(answers))
+    return "\n\n".join(parts)
+
+
+def seconds_section(report):
+    """How long every stage took."""
+    if not report.get("seconds"):
+        return ""
+    rows = [[stage, f"{seconds:.0f}"] for stage, seconds in report["seconds"].items()]
+    rows.append(["total", f"{sum(report['seconds'].values()):.0f}"])
+    return f"## Seconds per stage\n\n{table(['stage', 'seconds'], rows)}"
+
+
+# ---------------------------------------------------------------------------------------------------- the terminal
+
+
+WHAT_THEY_ARE = """\
+GPT is only pretrained. SFT imitates people's answers. PPO improves on that by the scores of a
+reward model, which learned from people's rankings; PPO-ptx does so while it goes on pretraining."""
+
+
+def summary(report, folder, figure_files=()):
+    """One page for the terminal: who wins, what it cost, a sample, where the rest is.
+
+    folder: where report.md and report.json are; figure_files: names of the figures there. A report with "quick": True
+    gets a few lines without numbers. -> str
+    """
+    if report.get("quick"):
+        return quick_summary(folder, figure_files)
+    parts = [WHAT_THEY_ARE, preference_summary(report), tax_summary(report), *sample_summaries(report)]
+    return "\n\n".join([*parts, files_written(folder, figure_files)])
+
+
+def quick_summary(folder, figure_files):
+    return (
+        f"{files_written(folder, figure_files)}\n\n"
+        "This was a quick run: it shows that every step works. Models this small, trained for seconds, have\n"
+        "learned nothing, and the numbers in the report mean nothing. A run without --quick takes minutes."
+    )
+
+
+def files_written(folder, figure_files):
+    return f"The whole report: {folder}/report.md\nbeside it: {', '.join(['report.json', *figure_files])}"
+
+
+def preference_summary(report):
+    """Who wins: the win rates, or the scores where there are no labelers to ask."""
+    models = report["models"].values()
+    if not has(report, "win_rate"):
+        title = f"Who does better? Answers to {report['n_prompts']} new prompts, as the reward model scores them\n"
+        title += "(PPO is trained to raise that score: whether people agree, only people can say)"
+        rows = [[model["name"], f"{model['score']:+.2f}", number(model.get("kl"), ".2f")] for model in models]
+        head = ["", "mean score", "KL to PPO's start"]
+        return f"{title}\n{table(head, rows)}"
+    rows = []
+    for model in models:
+        row = [model["name"], interval(model["win_rate"]["training"]), interval(model["win_rate"]["held_out"])]
+        rows.append(row + [f"{model[key]:.2f}" for key in ("helpful", "truthful", "harmless")])
+    head = ["", "training labelers", "held-out labelers", "helpful", "truthful", "harmless"]
+    title = f"Who is preferred? Answers to {report['n_prompts']} new prompts: % of them that labelers prefer to SFT's\n"
+    title += "(50: as good as SFT; in brackets the 95 % interval), and what the judge says of them, from 0 to 1"
+    return f"{title}\n{table(head, rows)}"
+
+
+def tax_summary(report):
+    """What it cost: the loss on the web, and the public tasks without examples."""
+    models = with_own_weights(report["models"])
+    tasks = task_names(models) if has(report, "tasks") else []
+    rows = []
+    for model in models.values():
+        accuracy = [percent(model["tasks"]["zero_shot"][task]) for task in tasks]
+        rows.append([model["name"], f"{model['corpus_loss']:.2f}", *accuracy])
+    title = "What did it cost? The loss on pages like those that GPT read (lower is better)"
+    if tasks:
+        title += ",\nand right answers to the tasks on these pages"
+    return f"{title}\n{table(['', 'corpus loss', *tasks], rows)}"
+
+
+def sample_summaries(report, width=100):
+    """Two prompts and their answers, or one if there are many models; one line each, cut to `width` characters."""
+    models = report["models"]
+    longest = max(len(name) for name in names_of(models))
+    parts = []
+    for sample in report.get("samples", [])[: 2 if len(models) <= 6 else 1]:
+        lines = [shortened(sample["prompt"], width)]
+        for key, model in models.items():
+            lines.append(f"  {model['name'].ljust(longest)}  {shortened(sample[key], width - longest - 4)}")
+        parts.append("\n".join(lines))
+    return parts
+
+
+def shortened(text, width):
+    """The text on one line of at most `width` characters, without any that a terminal would obey."""
+    line = "".join(c if c.isprintable() else "�" for c in " ".join(text.split())) or "(nothing)"
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+# ---------------------------------------------------------------------------------------------------- figures
+
+
+WIDTH = 7  # inches; at 700 pixels a point is then 1.4 pixels
+GROUP = 0.8  # share of a group's room that its bars take
+
+
+def figures(report, folder):
+    """Write the PNG figures that the report has data for, if matplotlib is installed. -> their names"""
+    drawings = {
+        "win_rates.png": win_rate_figure,
+        "alignment_tax.png": tax_figure,
+        "over_optimisation.png": over_optimisation_figure,
+    }
+    written = []
+    for name, draw in drawings.items():
+        figure = draw(report)
+        if figure is not None:
+            save_figure(figure, folder / name)
+            written.append(name)
+    return written
+
+
+def new_figure(height):
+    """A matplotlib figure `height` inches high, or None without a matplotlib that can lay it out."""
+    try:
+        from matplotlib import __version_info__ as version
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    if version < (3, 7):  # legends outside the axes
+        return None
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def save_figure(figure, path):
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=130)
+
+
+def colours(count):
+    """As many colours, all different up to 20."""
+    from matplotlib import colormaps
+
+    palette = colormaps["tab10" if count <= 10 else "tab20"].colors
+    return [palette[i % len(palette)] for i in range(count)]
+
+
+def grouped_bars(axes, series, errors=None):
+    """Groups of bars around 0, 1, 2, …, in each a bar per series; the more series, the thinner the bars.
+
+    series: {label: a value per group}; errors: {label: half an interval per group}.
+    """
+    width = GROUP / len(series)
+    for i, (label, values) in enumerate(series.items()):
+        left = [group - GROUP / 2 + i * width for group in range(len(values))]
+        error = errors[label] if errors else None
+        colour = colours(len(series))[i]
+        axes.bar(left, values, width, align="edge", yerr=error, capsize=2, label=label, color=colour, edgecolor="white")
+
+
+def horizontal_lines(axes):
+    """Faint lines behind the bars, to read their heights by."""
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def name_groups(axes, names):
+    """Write the names under the groups, slanted where they would run into each other."""
+    axes.set_xticks(range(len(names)), names)
+    if len(names) * max(len(name) for name in names) > 60:
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
+
+
+def win_rate_figure(report):
+    """Win rates against SFT, by training and by held-out labelers. -> matplotlib's Figure or None"""
+    if not has(report, "win_rate") or (figure := new_figure(4)) is None:
+        return None
+    axes = figure.subplots()
+    means, errors = {}, {}
+    for group, label in (("training", "training labelers"), ("held_out", "held-out labelers")):
+        rates = [model["win_rate"][group] for model in report["models"].values()]
+        means[label] = [100 * rate["mean"] for rate in rates]
+        errors[label] = [100 * (rate["high"] - rate["mean"]) for rate in rates]
+    grouped_bars(axes, means, errors)
+    axes.axhline(50, color="grey", linewidth=1, linestyle="--")
+    horizontal_lines(axes)
+    name_groups(axes, names_of(report["models"]))
+    axes.set(ylabel="win rate against SFT, %", ylim=(0, 100), yticks=range(0, 101, 25))
+    axes.set_title(f"Who is preferred? {report['n_prompts']} new prompts, 95 % intervals")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def tax_figure(report):
+    """Corpus loss and accuracy on the public tasks. -> matplotlib's Figure or None"""
+    if not has(report, "tasks") or (figure := new_figure(7)) is None:
+        return None
+    models = with_own_weights(report["models"])
+    tasks = task_names(models)
+    above, below = figure.subplots(2, 1, height_ratios=(2, 3))
+    losses = [model["corpus_loss"] for model in models.values()]
+    above.bar(range(len(models)), losses, GROUP, color=colours(len(models)))
+    name_groups(above, names_of(models))
+    above.set_title("Corpus loss, nats per token (lower is better)")
+    accuracy = {}
+    for model in models.values():
+        accuracy[model["name"]] = [100 * model["tasks"]["zero_shot"][task] for task in tasks]
+    grouped_bars(below, accuracy)
+    name_groups(below, tasks)
+    below.set_title("Public tasks, zero-shot accuracy in % (higher is better)")
+    below.set(ylim=(0, 105), yticks=range(0, 101, 25))
+    for axes in (above, below):
+        horizontal_lines(axes)
+    figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(models)))
+    return figure
+
+
+def over_optimisation_figure(report):
+    """Proxy and gold score against √KL, a curve per trained policy and for best of n. -> matplotlib's Figure or None"""
+    if not report.get("over_optimisation") or (figure := new_figure(7)) is None:
+        return None
+    curves = report["over_optimisation"]
+    above, below = figure.subplots(2, 1, sharex=True)
+    for (key, curve), colour in zip(curves.items(), colours(len(curves))):
+        if key == "best_of_n":
+            style, colour = "s--", "black"  # chosen among the answers of one policy, not trained
+        else:
+            style = "o-"
+        distance = [point["sqrt_kl"] for point in curve]
+        for axes, score in ((above, "score"), (below, "gold")):
+            values = [point[score] for point in curve]
+            axes.plot(distance, values, style, markersize=3, color=colour, label=curve_name(report, key))
+    above.set_title("Proxy: reward-model score")
+    below.set_title("Gold: the judge's Likert 1-7")
+    below.set_xlabel("√KL to PPO's start, √nats per response")
+    figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(curves)))
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- the alternatives
+
+
+COMPARISON_HEAD = ["", "% vs SFT", "held-out", "% vs PPO-ptx", "helpful", "truthful", "harmless", "red team"]
+COMPARISON_HEAD += ["corpus loss", "KL", "labels", "tokens", "s"]
+
+
+def comparison_table(reports):
+    """The alternatives on one table: {run: {method: its row of alternatives.json}} -> markdown.
+
+    Of several runs the means, and in brackets the win rates of each.
+    """
+    rows = []
+    for method in next(iter(reports.values())):
+        rows.append(comparison_cells([report[method] for report in reports.values() if method in report]))
+    return table(COMPARISON_HEAD, rows)
+
+
+def comparison_cells(runs):
+    """One method's row of the table. runs: what it got in each run."""
+    cells = [runs[0]["title"]]
+    for opponent in ("training", "held_out", "against_ppo_ptx"):
+        cells.append(rate_over_runs([run[opponent] for run in runs]))
+    for key in ("helpful", "truthful", "harmless", "red_team", "corpus_loss"):
+        cells.append(f"{fmean(run[key] for run in runs):.2f}")
+    divergences = [run["kl"] for run in runs if run["kl"] is not None]
+    cells.append(f"{fmean(divergences):.2f}" if divergences else "-")
+    for key in ("labels", "tokens", "seconds"):
+        cells.append(f"{fmean(run['cost'].get(key, 0) for run in runs):,.0f}")
+    return cells
+
+
+def rate_over_runs(rates):
+    """One run: its win rate and interval; several: their mean, and each in brackets. In percent."""
+    if len(rates) == 1:
+        return interval(rates[0])
+    each = [100 * rate["mean"] for rate in rates]
+    return f"{fmean(each):.1f} ({', '.join(f'{rate:.0f}' for rate in each)})"
+
+
+def comparison_figure(reports):
+    """Win rate against √KL, a point per method and run. -> matplotlib's Figure or None"""
+    if (figure := new_figure(6)) is None:
+        return None
+    axes = figure.subplots()
+    methods = next(iter(reports.values()))
+    for i, (method, row) in enumerate(methods.items()):
+        found = [report[method] for report in reports.values() if method in report]
+        found = [run for run in found if run["kl"] is not None]
+        distance = [math.sqrt(max(run["kl"], 0)) for run in found]
+        wins = [100 * run["training"]["mean"] for run in found]
+        axes.scatter(distance, wins, s=36, color=colours(len(methods))[i], marker="os^"[i % 3], label=row["title"])
+    axes.axhline(50, color="grey", linewidth=0.8)
+    axes.set(xlabel="√KL from PPO's start", ylabel="% of answers preferred to SFT's (training labelers)")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    return figure
