@@ -201,7 +201,7 @@ def main(cfg):
             remove_outputs(stage, cfg, paths, before)
         done[stage.name] = {"fingerprint": mark}
         write_record(record, done)
-        pace = took / expected if expected > 60 else 0.15 if cfg.quick else 1
+        pace = took / expected if expected > 60 else 0.03 if cfg.quick else 1
         left = pace * sum(later.seconds for later in plan[number - 1 :])
         print(f"=== {title} · about {left / 60:.1f} minutes left ===", flush=True)
         start = time.time()
