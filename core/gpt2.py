@@ -3,9 +3,10 @@
     python sft.py --init gpt2 ...                                          # downloads once, 548 MB, then works offline
     python tools/export.py --checkpoint out/run/ppo.pt --out out/export    # a folder that transformers loads
 
-In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), a folder with model.safetensors or pytorch_model.bin, or such a file.
-A name is looked for in the cache that Hugging Face's tools share (HF_HOME, HF_HUB_CACHE), then in ours, then downloaded
-from HF_ENDPOINT. What our GPT would compute otherwise than the original is refused.
+In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), a folder with model.safetensors or pytorch_model.bin, or such a
+file. A name is looked for in the cache that Hugging Face's tools share (HF_HOME, HF_HUB_CACHE), then in ours, then
+downloaded from HF_ENDPOINT. What our GPT would compute otherwise than the original is refused. The tokenizer's files
+are read and written by data/bpe.py.
 
 GPT-2's matrices were saved as (in, out) and ours are (out, in): those of the linear layers are transposed.
 """
@@ -70,7 +71,7 @@ DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": to
 
 
 def read_safetensors(path):
-    """{name: tensor}. The format: 8 bytes, the header's length; the header, JSON; then all tensors, one after the other."""
+    """A file -> {name: tensor}. It holds the header's length in 8 bytes, the header as JSON, then all tensors."""
     with open(path, "rb") as file:
         head = file.read(8)
         require(len(head) == 8, f"{path}: empty or cut short; download it again")
@@ -157,20 +158,16 @@ def read_architecture(folder):
         raise BadInput(f"{path}: not JSON ({problem}); copy it again") from None
     require(isinstance(settings, dict), f"{path}: expected an object like {{...}}; copy it again")
     for name, allowed in ARCHITECTURE.items():
-        value = settings.get(name, allowed[0])
-        is_plain = value in allowed
-        require(
-            is_plain,
-            f"{path}: {name} is {json.dumps(value)}, but only plain GPT-2 ({json.dumps(allowed[0])}) can be loaded",
-        )
+        value, usual = settings.get(name, allowed[0]), json.dumps(allowed[0])
+        require(value in allowed, f"{path}: {name} is {json.dumps(value)}, but only {usual} as in GPT-2 can be loaded")
     inner, n_embd = settings.get("n_inner"), settings.get("n_embd")
-    usual = inner is None or n_embd is None or inner == 4 * n_embd
-    require(usual, f"{path}: n_inner is {inner}, but only 4 * n_embd, as in GPT-2, can be loaded")
+    is_usual = inner is None or n_embd is None or inner == 4 * n_embd
+    require(is_usual, f"{path}: n_inner is {inner}, but only 4 * n_embd, as in GPT-2, can be loaded")
     return settings
 
 
 def config_of(state, settings, path):
-    """The GPTConfig of some weights: from their shapes; heads from config.json, or 64 channels each as in all GPT-2s."""
+    """The GPTConfig of a state_dict: its shapes say all but the heads. Those are in config.json, or of 64 channels."""
     vocab_size, n_embd = state["transformer.wte.weight"].shape
     layers = {int(name.split(".")[2]) for name in state if name.startswith("transformer.h.")}
     inner = len(state["transformer.h.0.mlp.c_fc.weight"])

@@ -116,14 +116,14 @@ def gpt2_tokenizer_spec(folder=""):
     except Exception as problem:
         reason = type(problem).__name__
         raise BadInput(
-            f"GPT-2's tokenizer could not be downloaded ({reason}); put encoder.json and vocab.bpe in a folder and pass "
-            "--gpt2_files FOLDER, or train one with --vocab_size N"
+            f"GPT-2's tokenizer could not be downloaded ({reason}); put encoder.json and vocab.bpe in a folder and "
+            "pass --gpt2_files FOLDER, or train one with --vocab_size N"
         ) from None
     return tokenizer_spec_from([tokenizer.decode_single_token_bytes(i) for i in range(50256)], "gpt2")
 
 
 def read_tokenizer_spec(path):
-    """Read tokenizer.json -> tokenizer_spec. `{"encoding": "gpt2"}` is GPT-2's by name. Refuses what is no tokenizer."""
+    """tokenizer.json -> tokenizer_spec. `{"encoding": "gpt2"}` is GPT-2's by name. Refuses what is no tokenizer."""
     try:
         tokenizer_spec = json.loads(Path(path).read_text(encoding="utf-8"))
         if tokenizer_spec.get("encoding") == "gpt2":

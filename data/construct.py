@@ -92,8 +92,8 @@ def use_case_mix(records, shares):
     """Thin what is too frequent, so that every split has the mix of Table 1 again. shares: {use case: percent}.
 
     Deduplication takes more from the use cases whose prompts resemble each other. A split keeps as many prompts as its
-    scarcest use case allows; where that is fewer than half of them, the other use cases keep their shares of half (ours:
-    the paper's mix is what came in). Which prompts are kept does not depend on their order.
+    scarcest use case allows; where that is fewer than half of them, the other use cases keep their shares of half
+    (ours: the paper's mix is what came in). Which prompts are kept does not depend on their order.
     """
     kept, total = set(), sum(shares.values())
     for split in {record["split"] for record in records}:

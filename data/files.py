@@ -58,9 +58,7 @@ class FolderOptions:
 
     vocab_size: PositiveInt = 4096  # of a tokenizer trained on the corpus, unless one of the next two is given
     gpt2: bool = False  # GPT-2's tokenizer, 50257 tokens, by name (downloaded once)
-    gpt2_files: str = (
-        ""  # GPT-2's tokenizer from a folder with encoder.json and vocab.bpe, or vocab.json and merges.txt
-    )
+    gpt2_files: str = ""  # GPT-2's tokenizer from a folder: encoder.json and vocab.bpe, or vocab.json and merges.txt
     bpe_megabytes: PositiveInt = 20  # train the tokenizer on the first so many MB of the corpus
     valid: Fraction = 0.1  # share of users, or of prompts where no user is known, for validation
     test: Fraction = 0.1  # the same for the test split
@@ -84,9 +82,8 @@ def check_options(cfg, needs_corpus=True):
     require(cfg.vocab_size > 257, f"--vocab_size {cfg.vocab_size}: needs more than the 256 bytes and end-of-text")
     shares = f"--valid {cfg.valid} --test {cfg.test}"
     require(min(cfg.valid, cfg.test) > 0 and cfg.valid + cfg.test < 1, f"{shares}: positive, less than 1 together")
-    village = Path(cfg.out) / "village.json"
-    mixed = f"{cfg.out}: holds the village, whose files would mix with yours; choose another --out"
-    require(not village.exists(), mixed)
+    is_village = (Path(cfg.out) / "village.json").exists()
+    require(not is_village, f"{cfg.out}: holds the village, whose files would mix with yours; choose another --out")
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -102,7 +99,7 @@ def read_records(path, limit=0):
     first = next((line for _, line in read_lines(path) if line.strip()), "")
     is_array = first.lstrip().startswith("[")
     records = read_array(path) if is_array else read_jsonl(path)
-    return islice(records, limit or None)
+    return islice(records, limit) if limit > 0 else records
 
 
 def read_array(path):

@@ -245,7 +245,7 @@ class Corpus:
         return torch.from_numpy(np.stack([self.ids[s : s + length] for s in starts]).astype(np.int64))
 
     def consecutive(self, length, limit):
-        """The first `limit` stretches of `length` tokens, one after the other: a fixed sample for measuring the loss."""
+        """The first `limit` stretches of `length` tokens, in order: a fixed sample for measuring the loss."""
         count = min(limit, len(self.ids) // length)
         require(count > 0, f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}")
         return torch.from_numpy(self.ids[: count * length].astype(np.int64).reshape(count, length))

@@ -64,7 +64,7 @@ def split_dialogue(chosen, rejected):
 
 
 def read_pairs(paths, limit):
-    """-> demonstrations, comparisons, prompts, as lists of records. limit: at most so many pairs of each file, 0 = all."""
+    """-> demonstrations, comparisons, prompts, as lists of records. limit: pairs to read of each file, 0 = all."""
     prompts, demonstrations, comparisons, dropped, read = [], [], [], Counter(), 0
     for path in paths:
         for where, record in read_records(path, limit):

@@ -3,9 +3,9 @@
     python data/oasst.py --gpt2                                # downloads the trees (about 35 MB) and GPT-2's tokenizer
     python data/oasst.py --trees 2023-04-12_oasst_ready.trees.jsonl.gz --corpus text.txt --out out/oasst
 
-The release (Apache-2.0) is the data set OpenAssistant/oasst1 on the Hugging Face hub; the file above is in it. Each line
-is a tree of messages: a prompt, several replies by different volunteers, prompts that follow up on them, and so on.
-Replies to the same message were ranked by people, rank 0 = best; the release holds their consensus.
+The release (Apache-2.0) is the data set OpenAssistant/oasst1 on the Hugging Face hub; the file above is in it. Each
+line is a tree of messages: a prompt, several replies by different volunteers, prompts that follow up on them, and so
+on. Replies to the same message were ranked by people, rank 0 = best; the release holds their consensus.
 
     prompts         every prompter message, with the dialogue that led to it; the construction steps then keep about one
                     per tree, because follow-ups begin like the prompt they follow

@@ -3,11 +3,11 @@
     python data/summarize.py --gpt2 --out out/tldr            # downloads the comparisons, and the posts with references
     python data/summarize.py --comparisons batch3.json,batch4.json --references train.jsonl --out out/tldr
 
-The release of Stiennon et al. 2020 ("Learning to summarize from human feedback"): comparisons/batch3.json … batch20.json,
-about 92,900 for training and 83,800 for validation (also of summaries by later models), one JSON object per line,
+The release of Stiennon et al. 2020 ("Learning to summarize from human feedback"): comparisons/batch3.json to
+batch20.json, about 92,900 for training and 83,800 for validation (also of summaries by later models), each a line
 
-    {"info": {"id", "subreddit", "title", "post"}, "summaries": [{"text", "policy"}, {"text", "policy"}], "choice": 0 or 1,
-     "worker", "split": "train", "valid1" or "valid2"}
+    {"info": {"id", "subreddit", "title", "post"}, "summaries": [{"text", "policy"}, {"text", "policy"}],
+     "choice": 0 or 1, "worker", "split": "train", "valid1" or "valid2"}
 
 and the TL;DR data set they filtered (train / valid / test.jsonl, 116,722 / 6,447 / 6,553 posts; CC BY 4.0), whose
 authors' own summaries serve as demonstrations: {"id", "subreddit", "title", "post", "summary"}.
@@ -65,7 +65,7 @@ def prompt_of(record, where):
 
 
 def read_pairs(paths, limit):
-    """-> rankings with K = 2, as a list of records. limit: at most so many of each file, 0 = all."""
+    """-> rankings with K = 2, as a list of records. limit: comparisons to read of each file, 0 = all."""
     rankings, dropped, read = [], Counter(), 0
     for path in paths:
         for where, record in read_records(path, limit):

@@ -120,7 +120,7 @@ def exported(tmp_path, tokenizer):
     "settings, match",
     [
         ({"model_type": "gpt_neo"}, 'model_type is "gpt_neo"'),
-        ({"activation_function": "relu"}, 'activation_function is "relu", but only plain GPT-2 ."gelu_new".'),
+        ({"activation_function": "relu"}, 'activation_function is "relu", but only "gelu_new" as in GPT-2'),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is true"),
         ({"scale_attn_weights": False}, "scale_attn_weights is false"),

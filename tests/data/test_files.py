@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from core.config import BadInput
-from data import files, oasst
+from core.config import BadInput, comments_of
+from data import files, hh, oasst, summarize
 from data.bpe import END_OF_TEXT
 from data.construct import key_of
 from data.folder import (
@@ -245,6 +245,12 @@ def test_every_option_is_read(cfg, tmp_path, module, monkeypatch):
         spy.demonstrations = cfg.demonstrations
     module.main(spy)
     assert {f.name for f in fields(module.Config)} <= read
+
+
+@pytest.mark.parametrize("module", [files, hh, oasst, summarize])
+def test_every_option_is_explained(module):
+    comments = comments_of(module.Config)
+    assert all(comments.get(field.name) for field in fields(module.Config))
 
 
 # ---------------------------------------------------------------------------------------------------- splits
