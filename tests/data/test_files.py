@@ -187,7 +187,7 @@ def test_a_limit_reads_no_further(tmp_path, array):
 def test_null_is_as_good_as_left_out(cfg, tmp_path):
     shown = [r | {"labeler": None, "use_case": None, "user": None} for r in DEMONSTRATIONS]
     write_jsonl(tmp_path / "shown.jsonl", shown)
-    files.main(cfg)
+    files.main(replace(cfg, comparisons=""))
     assert {r["use_case"] for r in records_of(cfg.out, "prompts.jsonl")} == {"unknown"}
     assert {r["labeler"] for r in records_of(cfg.out, "demonstrations.jsonl")} == {"unknown"}
 
