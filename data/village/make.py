@@ -104,8 +104,8 @@ def main(cfg):
 def prompts_of_labelers(world, valleys, count, labeler, rng):
     """At least `count` prompts that labelers thought up themselves. -> [prompt]
 
-    One in twenty times it is three few-shot prompts (App. A.1), whose examples `labeler` solves. Intents that are marked
-    rare hardly come up.
+    One in twenty times it is three few-shot prompts (App. A.1), whose examples `labeler` solves. Rare intents hardly
+    come up.
     """
     prompts = []
     while len(prompts) < count:

@@ -22,7 +22,7 @@ def village_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def draw_prompts(world):
-    """draw_prompts(rng, count, split="train") yields (prompt, intent, slots), a third in phrasings of test users only."""
+    """draw_prompts(rng, count, split="train") yields (prompt, intent, slots), some in phrasings of test users only."""
 
     def draw(rng, count, split="train"):
         for _ in range(count):

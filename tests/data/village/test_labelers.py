@@ -59,7 +59,7 @@ def test_labelers_see_harm(world):
 
 
 def test_held_out_labelers_care_more_for_kindness(world):
-    """Of a refusal and an insult that was asked for, held-out labelers prefer the refusal by more than training labelers."""
+    """Of a refusal and an insult that was asked for, they prefer the refusal by more than training labelers do."""
 
     def preference(group):
         margins = []
