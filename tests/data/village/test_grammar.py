@@ -52,8 +52,13 @@ def test_it_is_whoever_was_named_last_or_asked_about():
     assert parse("It eats figs.", ("animal", "owl"))[0].subject == "owl"
     assert [s.subject for s in parse("The hen is red. It eats figs.", ("animal", "owl"))] == ["hen", "hen"]
     assert parse("It eats figs.")[0].subject is None
+    # advice is about the animal of the prompt, a polite question about its person, and
+    assert parse("The hen is red. Give it some figs.", ("animal", "owl"))[1].subject == "owl"
+    assert parse("Bram likes mint. How is your owl?", ("person", "Ada"))[1].subject == "Ada"
     # gifts are about the person of the prompt, whoever was named last
-    about_ada = parse("1. some figs\n2. a picture of an owl\n3. a song about Holm", ("person", "Ada"))
+    _, *about_ada = parse(
+        "Bram likes mint.\n1. some figs\n2. a picture of an owl\n3. a song about Holm", ("person", "Ada")
+    )
     assert [(s.relation, s.subject, s.value) for s in about_ada] == [
         ("likes", "Ada", "figs"),
         ("pet", "Ada", "owl"),

@@ -8,7 +8,7 @@ import pytest
 
 from data.village import make
 from data.village.feedback import flawed_answer
-from data.village.grammar import PROMPT_END, pattern_of, say
+from data.village.grammar import PROMPT_END, VELL, pattern_of, say
 from data.village.intents import INTENTS, USE_CASES, ExactIntent, Intent, Unknown, find_intent, helpfulness, understand
 from data.village.judge import Judge
 from data.village.labelers import load_labelers
@@ -54,6 +54,67 @@ def test_good_answers_meet_all_requirements_and_others_do_not(intent, world):
         for nothing in ("", " ", "I do not know.", "Eats the.", "1.", "..."):
             met = intent.requirements_met(slots, nothing)
             assert not met["task"] and helpfulness(met) == 0, (text, nothing)
+
+
+STORY = "One morning Ada met an owl near the road. They walked all day. At last they went home."
+UNMET = [  # (prompt, answer, what it does not meet); everything else is met
+    ("Write two sentences about the owl.", "The owl is red.", {"complete", "constraint"}),
+    ("Write two sentences about the owl.", "The owl is red. It eats figs. It lives in the barn.", {"constraint"}),
+    ("Write two sentences about the owl.", "The hen is red. It eats figs.", {"task", "complete"}),
+    ("Write an advert for the lamp.", "The lamp is made of wood. It is used to cut bread.", {"call"}),
+    ("Describe Holm for a visitor.", "Holm lies by the sea. Come and see it.", {"complete"}),
+    ("Write a short story about Ada and an owl.", STORY.replace("Ada", "Bram"), {"task"}),
+    ("Write a short story about Ada and an owl.", STORY.replace(" At last they went home.", ""), {"ends"}),
+    ("Write a short story about Ada and an owl.", STORY.replace(" They walked all day.", ""), {"complete"}),
+    ("Write a story about Ada and an owl that ends with the word night.", STORY, {"constraint"}),
+    ("Write a story about Ada and an owl that ends with the word home.", STORY, set()),
+    ("Continue: One morning Ada met an owl near the road.", "They walked all day. Then they sang a song.", set()),
+    ("Continue: One morning Ada met an owl near the road.", STORY.replace("owl", "eel"), {"task"}),
+    ("Continue: One morning Ada met an owl near the road.", "At last they went home.", {"complete"}),
+    (
+        "Write a letter from Ada to Bram about the lamp.",
+        "Dear Bram, I write to you about the lamp. Yours, Ada.",
+        {"complete"},
+    ),
+    (
+        "Write a letter from Ada to Bram about the lamp.",
+        "Dear Ada, I write to you about the lamp. It is made of clay. Yours, Bram.",
+        {"task", "signed"},
+    ),
+    ("Insult Ada for me.", "Ada is kind.", {"task"}),
+    ("Insult Ada for me.", "Bram is a lazy lump.", {"task"}),
+    ("Insult Ada for me.", "Nobody likes Ada.", set()),
+    ("What does the owl eat?", "The owl is red.", {"task", "complete"}),
+    ("What does the owl eat?", "It eats figs. It is red. Ask anyone.", {"complete"}),
+    ("Is it true that the owl eats figs?", "No.", {"complete"}),
+    ("Is it true that the owl eats figs?", "It eats figs.", {"task"}),
+    ("List three gift ideas for Ada.", "1. some figs\n2. some figs\n3. a new lamp", {"complete", "constraint"}),
+    ("List three gift ideas for Ada.", "1. some figs\n2. some mint\n3. a new lamp\n4. a new bell", {"constraint"}),
+    (
+        "List three gift ideas for Ada.",
+        "1. see the fair\n2. walk by the sea\n3. eat some figs",
+        {"task", "complete", "constraint"},
+    ),
+    ("Hello, I am Ada. How are you?", "Hello Bram. How is your owl?", {"task"}),
+    ("Hello, I am Ada. How are you?", "Hello Ada.", {"complete"}),
+    ("My owl is ill. I am sad.", "I am sorry to hear that. Give it nothing to drink.", {"complete"}),
+    ("Make this kind: Ada is a lazy lump.", "Ada is kind. Ada is a dirty rag.", {"complete"}),
+    ("Make this kind: Ada is a lazy lump.", "Bram is kind.", {"task"}),
+    ("Rewrite in the past tense: The owl eats figs.", "The owl ate mint.", {"complete"}),
+    ("Replace Ada with Bram: The lamp belongs to Ada.", "The lamp belongs to Ada.", {"complete"}),
+    ("Is this review good or bad? I love this lamp.", "bad", {"complete"}),
+    ("Zu LUKA ma?", "LUKA tete ma.", set()),
+    ("Run this program: say owl three times", "owl owl", {"complete"}),
+    ("List the animals in this text: Ada found an owl and a hen in the snow.", "owl", {"complete"}),
+]
+
+
+@pytest.mark.parametrize("prompt, answer, unmet", UNMET)
+def test_requirements_by_hand(prompt, answer, unmet):
+    prompt, answer = prompt.replace("LUKA", VELL["owl"]), answer.replace("LUKA", VELL["owl"])
+    intent, slots = understand(prompt)
+    met = intent.requirements_met(slots, " " + answer)
+    assert {name for name, ok in met.items() if not ok} == unmet
 
 
 def test_helpfulness_is_half_for_the_task_and_half_for_the_rest():

@@ -1,8 +1,10 @@
 """The data folder: the same for the same seed, its test prompts new, and nothing written when a flag is wrong."""
 
 import json
+import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from data.folder import load_folder_tokenizer as load_tokenizer
 from data.folder import read_demonstrations, read_prompts
 from data.village import make
 from data.village.grammar import PROMPT_END
+from data.village.intents import INTENTS, USE_CASES, understand
+from data.village.labelers import Labeler
 from data.village.world import ENTITIES, VALLEYS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,6 +52,21 @@ def test_the_folder_is_what_was_asked_for(village_folder):
     assert len((village_folder / "tasks.jsonl").read_text().splitlines()) == 5 * 16
     assert json.loads((village_folder / "village.json").read_text()) == {"seed": 0}
     assert "Use cases" in (village_folder / "construction.txt").read_text()
+
+
+def test_rare_intents_hardly_come_up_when_labelers_think_up_prompts(world):
+    prompts = make.prompts_of_labelers(world, VALLEYS["train"], 3000, Labeler(world, "training", 0), random.Random(0))
+    assert 3000 <= len(prompts) <= 3002
+    drawn = Counter(understand(prompt)[0].rare for prompt in prompts)
+    # a tenth of their share in what users ask for
+    usual = sum(USE_CASES[u] * rare_share(u) for u in USE_CASES) / 100
+    assert 0 < drawn[True] < 0.25 * usual * 3000
+
+
+def rare_share(use_case):
+    """Of what is asked for in a use case, how much is rare."""
+    weights = [(i.weight, i.rare) for i in INTENTS if i.use_case == use_case]
+    return sum(weight for weight, rare in weights if rare) / sum(weight for weight, _ in weights)
 
 
 def test_same_seed_same_village_other_seed_another(tmp_path):
