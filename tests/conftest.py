@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from core.checkpoint import save_checkpoint
 from data.bpe import build_tokenizer, tokenizer_spec_from, train_bpe
 from data.folder import write_corpus, write_jsonl
-from model import GPT, GPTConfig, ScalarModel, save_checkpoint
+from model import GPT, GPTConfig, ScalarModel
 
 torch.set_num_threads(1)
 
