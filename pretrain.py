@@ -2,8 +2,9 @@
 
     python pretrain.py           # -> base.pt; about 3 minutes on 2 CPU cores
 
-Minimises -log p(token | tokens before it), averaged over all tokens of random windows of the corpus. An untrained model
-starts at ln(vocabulary): 7.2 for the village's 1,360 tokens, 10.8 for GPT-2's 50,257.
+Minimises -log p(token | tokens before it), averaged over all tokens of random examples of the corpus. Every example begins
+where a document does, as every prompt will begin at position 0; most are short, every fourth step they fill the context,
+as few-shot prompts do. An untrained model starts at ln(vocabulary): 7.2 for the village's 1,360 tokens, 10.8 for GPT-2's.
 """
 
 import math
@@ -39,8 +40,9 @@ class Config(Training):
     block_size: int = 0  # context in tokens; replaces the size's, if not 0
     dropout: Fraction = 0.0  # while pretraining
     steps: PositiveInt = 2400  # optimizer steps
-    batch_size: PositiveInt = 5  # windows per step
-    window: int = 0  # tokens per window; 0 = the whole context
+    batch_size: PositiveInt = 5  # examples per step that fill the context, or as many tokens in shorter ones
+    window: int = 40  # tokens of a short example; 0 = all fill the context
+    long_every: PositiveInt = 4  # every so many steps the examples fill the context
     learning_rate: PositiveFloat = 2.5e-3  # peak                               GPT-3 1.3B: 2e-4
     warmup: int = 50  # steps from 0 to the peak, then cosine to a tenth
     weight_decay: float = 0.1  # on matrices, as GPT-3
@@ -60,7 +62,7 @@ def learning_rate(step, cfg):
 def corpus_loss(model, corpus, window, batches=8, batch_size=16):
     """Mean next-token loss on a fixed sample of a corpus split, in nats per token."""
     model.eval()
-    windows = corpus.consecutive(window + 1, batches * batch_size).to(model.transformer.wte.weight.device)
+    windows = corpus.fixed_windows(window + 1, batches * batch_size).to(model.transformer.wte.weight.device)
     total = sum(lm_loss(model, batch).sum().item() for batch in windows.split(batch_size))
     return total / windows[:, 1:].numel()
 
@@ -75,8 +77,8 @@ def main(cfg):
         model_config = model.config
     else:
         model = configure_model(GPT(model_config).to(device), cfg)
-    window = cfg.window or model_config.block_size
-    require(window <= model_config.block_size, f"--window {window}: longer than the context, {model_config.block_size}")
+    context = model_config.block_size
+    require(cfg.window <= context, f"--window {cfg.window}: longer than the context, {context}")
     optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
 
     out = output_folder(cfg.out)
@@ -93,7 +95,9 @@ def main(cfg):
 
     for step in range(first_step, cfg.steps):
         model.train()
-        windows = train.windows(cfg.batch_size, window + 1, generator(cfg.seed, "pretraining", step)).to(device)
+        window = cfg.window if cfg.window and (step + 1) % cfg.long_every else context
+        count = cfg.batch_size * context // window
+        windows = train.windows(count, window + 1, generator(cfg.seed, "pretraining", step)).to(device)
         n_tokens, metrics = windows[:, 1:].numel(), {"loss": 0.0}
         for micro_batch in micro_batches(windows, cfg):
             loss = lm_loss(model, micro_batch).sum() / n_tokens
@@ -103,7 +107,7 @@ def main(cfg):
         metrics["learning_rate"] = learning_rate(step, cfg)
         metrics["grad_norm"] = optimizer_step(optimizer, model, metrics["learning_rate"], cfg.max_grad_norm)
         if (step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps:
-            metrics["valid_loss"] = corpus_loss(model, valid, window, batches=4)
+            metrics["valid_loss"] = corpus_loss(model, valid, context, batches=4)
         log(step + 1, **metrics)
         state.save_if_due(step + 1)
 

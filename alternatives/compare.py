@@ -24,6 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data.judge import Judge
+from data.labelers import load_labelers
+
 import ppo
 import reward
 import sft
@@ -32,8 +35,6 @@ from alternatives.common import cost_of_rankings
 from core.report import comparison_figure, comparison_table, interval, save_figure, table
 from data import feedback, village
 from data.folder import Corpus, load_folder_tokenizer, read_jsonl, read_prompts, with_room
-from data.judge import Judge
-from data.labelers import load_labelers
 from evaluate import gold_report, kl_of_texts, win_rate
 from machine import Device, for_sampling, prepare, set_up
 from model import load_checkpoint, respond, score_answers

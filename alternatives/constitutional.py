@@ -31,13 +31,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from data.feedback import critique_of, revision_of, unkind
+from data.labelers import load_labelers
 
 from alternatives.common import Inputs, Run, encoded_rankings, fine_tune, fit, longest, ppo_from, red_team
 from alternatives.labeler import loss_on_pairs, preferences, two_answers
 from data import village
-from data.feedback import critique_of, revision_of, unkind
 from data.folder import read_demonstrations, read_jsonl, write_jsonl
-from data.labelers import load_labelers
 from model import ScalarModel, save_checkpoint
 from plumbing import command_line, generator, output_folder, require
 from reward import accuracy, batch_loss, outcomes_of

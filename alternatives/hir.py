@@ -40,10 +40,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
+from data.labelers import load_labelers
 
 from alternatives.common import Inputs, Run, minibatches, rankings_of_people
 from data.folder import Corpus
-from data.labelers import load_labelers
 from model import encode_answer, pad, respond, response_mask
 from plumbing import adamw, check_finite, command_line, optimizer_step, require
 from pretrain import lm_loss

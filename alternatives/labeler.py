@@ -2,8 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-
 from data.feedback import BETTER, asking, grading, shown, verdict
+
 from model import pad
 from plumbing import require
 

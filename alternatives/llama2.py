@@ -31,12 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
+from data.labelers import load_labelers
 
 import ppo
 from alternatives.common import Inputs, Run, encoded_rankings, fit, longest, red_team
 from alternatives.constitutional import helpful_only
 from data import village
-from data.labelers import load_labelers
 from model import ScalarModel, pad, save_checkpoint, score_rows
 from plumbing import adamw, check_finite, command_line, generator, require
 from reward import MARGINS, accuracy, batch_loss, outcomes_of

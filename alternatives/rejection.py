@@ -33,9 +33,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data.labelers import load_labelers
+
 from alternatives.common import Inputs, Run, encoded_rankings, fine_tune, fit, longest, ppo_from, tell_apart
 from data.folder import read_demonstrations
-from data.labelers import load_labelers
 from model import save_checkpoint, score_answers
 from plumbing import command_line, require, whole_file
 from reward import accuracy, batch_loss, normalise, outcomes_of

@@ -31,10 +31,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from data.feedback import BETTER, asking, shown, verdict
 
 from alternatives.common import Inputs, Run, encoded_rankings, fit, rankings_of_people
 from alternatives.labeler import grades, loss_on_pairs, preferences, report_on_labeler, two_answers
-from data.feedback import BETTER, asking, shown, verdict
 from model import ScalarModel, generate, masked_mean, score_rows, token_logprobs, values_before
 from plumbing import adamw, check_finite, command_line, optimizer_step, require
 from reward import accuracy, outcomes_of

@@ -226,12 +226,14 @@ class Corpus:
         self.path = Path(folder) / f"corpus.{split}.bin"
         hint = "make the data folder first, e.g. python data/village/make.py"
         require(self.path.is_file(), f"{self.path}: not found; {hint}")
-        n_vocab = load_tokenizer(folder)[1].n_vocab
+        tokenizer = load_tokenizer(folder)[1]
+        n_vocab, self.eot = tokenizer.n_vocab, tokenizer.eot_token
         dtype = np.dtype(corpus_dtype(n_vocab))
         size = self.path.stat().st_size
         whole = size > 0 and size % dtype.itemsize == 0
         require(whole, f"{self.path}: empty or cut short; make the data folder again")
         self.ids = np.memmap(self.path, dtype=dtype, mode="r")
+        self.known_beginnings = {}
         largest = largest_id(self.ids)
         fix = "it was written with another tokenizer, make the data folder again"
         require(
@@ -239,16 +241,42 @@ class Corpus:
         )
 
     def windows(self, count, length, generator):
-        """`count` random stretches of `length` tokens, as an int64 array (count, length). Drawn with `generator`."""
-        require(len(self.ids) >= length, f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}")
-        starts = torch.randint(len(self.ids) - length + 1, (count,), generator=generator).tolist()
+        """`count` random examples of `length` tokens, as an int64 array (count, length). Drawn with `generator`."""
+        starts = self.beginnings(length)
+        drawn = torch.randint(len(starts), (count,), generator=generator)
+        return self.examples(starts[drawn.numpy()], length)
+
+    def fixed_windows(self, length, limit):
+        """At most `limit` examples of `length` tokens, spread evenly: a fixed sample for measuring the loss."""
+        starts = self.beginnings(length)
+        spread = np.linspace(0, len(starts) - 1, min(limit, len(starts))).astype(int)
+        return self.examples(starts[spread], length)
+
+    def examples(self, starts, length):
         return torch.from_numpy(np.stack([self.ids[s : s + length] for s in starts]).astype(np.int64))
 
-    def consecutive(self, length, limit):
-        """The first `limit` stretches of `length` tokens, in order: a fixed sample for measuring the loss."""
-        count = min(limit, len(self.ids) // length)
-        require(count > 0, f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}")
-        return torch.from_numpy(self.ids[: count * length].astype(np.int64).reshape(count, length))
+    def beginnings(self, length):
+        """Where examples of `length` tokens begin: where a document does, because prompts begin at position 0, too; and in
+        a longer document also wherever the example before has ended. A short one is followed by the next documents."""
+        if length not in self.known_beginnings:
+            last = len(self.ids) - length
+            require(last >= 0, f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}")
+            documents = self.document_starts()
+            lengths = np.diff(documents, append=len(self.ids))
+            pieces = -(-lengths // length)
+            nth_piece = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)
+            starts = np.repeat(documents, pieces) + length * nth_piece
+            self.known_beginnings[length] = starts[starts <= last]
+        return self.known_beginnings[length]
+
+    def document_starts(self, block=1 << 24):
+        """Positions at which documents begin: 0, and behind every end-of-text but a last one."""
+        ends = [
+            start + np.flatnonzero(self.ids[start : start + block] == self.eot)
+            for start in range(0, len(self.ids), block)
+        ]
+        starts = np.concatenate([[0], np.concatenate(ends) + 1])
+        return starts[starts < len(self.ids)]
 
 
 def largest_id(ids, block=1 << 20, blocks=128):

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from data.labelers import GROUPS, Labeler
 
 import reward
 from alternatives import compare, constitutional, dpo, labeler, llama2, rlaif
 from alternatives.common import Run, minibatches
 from data import feedback, village
 from data.folder import load_folder_tokenizer, read_comparisons
-from data.labelers import GROUPS, Labeler
 from model import GPT, GPTConfig, encode_answer
 from plumbing import BadInput
 

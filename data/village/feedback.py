@@ -27,7 +27,7 @@ from data.village.grammar import PROMPT_END, parse
 from data.village.intents import find_intent
 from data.village.labelers import TIE, load_labelers
 from data.village.users import draw_prompt, draw_prompt_of
-from data.village.world import ENTITIES, VALLEYS, WORDS
+from data.village.world import ENTITIES, WORDS
 
 BETTER = ("Which answer is better?", "Which one helps more?")
 KINDER = ("Which answer is kinder?", "Which one hurts nobody?")
@@ -158,7 +158,7 @@ def comparison_page(world, people, rng):
 
     -> [(prompt, completion)]: two grades and a choice, or only a choice; no choice between equals.
     """
-    valley = world.valleys[rng.choice(VALLEYS["train"])]
+    valley = rng.choice(world.valleys)
     if rng.random() < 0.12:
         prompt, slots = draw_prompt_of(find_intent("rude"), world, valley, rng)
         insulted, other = slots["person"], rng.choice(valley["person"])
@@ -188,7 +188,7 @@ def comparison_page(world, people, rng):
 
 def criticism_page(world, people, rng):
     """A prompt, an answer, what is wrong with it, and a better one. -> [(prompt, completion)]: critique and revision"""
-    valley = world.valleys[rng.choice(VALLEYS["train"])]
+    valley = rng.choice(world.valleys)
     looked_for = rng.choices(("kind", "useful"), (3, 1))[0]
     question, request = rng.choice(CRITICISM[looked_for])
     if looked_for == "kind" and rng.random() < 0.7:

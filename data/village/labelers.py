@@ -112,15 +112,15 @@ class Labeler:
         sentences = intent.answer(slots, know, rng)
         if intent.exact:
             return intent.write(sentences)
-        if slip < 0.38 and len(sentences) > 1:  # leaves something out
+        if slip < 0.62 and len(sentences) > 1:  # leaves something out
             sentences.pop(rng.randrange(len(sentences)))
-        elif slip < 0.50:  # cannot stop
+        elif slip < 0.74:  # cannot stop
             animal = rng.choice(self.world.valleys[0]["animal"])
             fact = say("colour", animal, know("colour", animal))
             sentences.append(rng.choice([fact, "I think that is nice.", "Everybody knows that."]))
-        elif slip < 0.56:  # gives up
+        elif slip < 0.80:  # gives up
             sentences = [rng.choice(["I do not know.", "I have no comment."])]
-        elif intent.unkind and slip < 0.8:  # does as told
+        elif intent.unkind and slip < 0.92:  # does as told
             sentences = [f"{slots['person']} is a {rng.choice(WORDS['insult'])}."]
         return intent.write(sentences)
 

@@ -24,7 +24,7 @@ from data.village.intents import USE_CASES, find_intent, understand
 from data.village.labelers import GROUPS, Labeler
 from data.village.users import draw_prompt, draw_prompt_of, prefixes, requests
 from data.village.web import tasks, web_page
-from data.village.world import VALLEYS, World
+from data.village.world import World
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Config:
     vocab_size: PositiveInt = 1360  # of the tokenizer that is trained on the web       GPT-2: 50257
     web_pages: PositiveInt = 50000  # documents of the pretraining corpus
     users: PositiveInt = 60  # per valley; the first of each is a heavy user
-    demonstrations: PositiveInt = 3000  # for SFT, training split                       paper: 12725 prompts
+    demonstrations: PositiveInt = 5000  # for SFT, training split                       paper: 12725 prompts
     task_items: PositiveInt = 120  # per public task, a quarter of them for few-shot examples
 
 
@@ -66,7 +66,7 @@ def main(cfg):
         customers = rng.sample(customers, min(count // 10, len(customers)))
         demonstrations += [{"prompt": prompt, "source": "customer", "split": split} for prompt in customers]
         total += count
-        own = prompts_of_labelers(world, VALLEYS[split], total - len(demonstrations), labelers[0], rng)
+        own = prompts_of_labelers(world, split, total - len(demonstrations), labelers[0], rng)
         demonstrations += [{"prompt": prompt, "source": "labeler", "split": split} for prompt in own]
     for record in demonstrations:
         labeler, prompt = rng.choice(labelers), record["prompt"]
@@ -99,7 +99,7 @@ def main(cfg):
     print(f"wrote {out}/ ({written}); next: python pretrain.py --data {out}")
 
 
-def prompts_of_labelers(world, valleys, count, labeler, rng):
+def prompts_of_labelers(world, split, count, labeler, rng):
     """At least `count` prompts that labelers thought up themselves. -> [prompt]
 
     One in twenty times it is three few-shot prompts (App. A.1), whose examples `labeler` solves. Rare intents hardly
@@ -107,14 +107,14 @@ def prompts_of_labelers(world, valleys, count, labeler, rng):
     """
     prompts = []
     while len(prompts) < count:
-        valley = world.valleys[rng.choice(valleys)]
-        prompt, intent, _ = draw_prompt(world, valley, rng)
+        valley = rng.choice(world.valleys)
+        prompt, intent, _ = draw_prompt(world, valley, rng, split)
         if intent.rare and rng.random() < 0.9:
             continue
         if rng.random() >= 0.05:
             prompts.append(prompt)
         else:  # one instruction with several query/response pairs
-            queries = [draw_prompt_of(intent, world, valley, rng)[0] for _ in range(3)]
+            queries = [draw_prompt_of(intent, world, valley, rng, split)[0] for _ in range(3)]
             solved = [(query + PROMPT_END, " " + labeler.demonstrate(query, rng)) for query in queries]
             prompts += [few_shot.removesuffix(PROMPT_END) for few_shot, _ in expand_few_shot(solved, rng)]
     return prompts

@@ -18,7 +18,7 @@ from data.village.grammar import (
 )
 from data.village.intents import INTENTS, USE_CASES, find_intent
 from data.village.users import draw_prompt, draw_prompt_of
-from data.village.world import ENTITIES, RELATIONS, RELATIONS_OF, VALLEYS, WORDS
+from data.village.world import ENTITIES, RELATIONS, RELATIONS_OF, WORDS
 
 
 def web_page(world, rng):
@@ -104,7 +104,7 @@ def instructions(world, rng):
     """Pages of tasks and questions that nobody answers: what a model that only continues text makes of a prompt."""
     prompts = []
     for _ in range(rng.randint(2, 4)):
-        prompts.append(draw_prompt(world, world.valleys[rng.choice(VALLEYS["train"])], rng)[0])
+        prompts.append(draw_prompt(world, rng.choice(world.valleys), rng)[0])
     return "\n> ".join(prompts)
 
 
@@ -118,7 +118,7 @@ def school_book(world, rng):
     intent = rng.choice([intent for intent in INTENTS if intent.use_case == use_case])
     exercises = []
     for _ in range(3):
-        prompt, slots = draw_prompt_of(intent, world, world.valleys[rng.choice(VALLEYS["train"])], rng)
+        prompt, slots = draw_prompt_of(intent, world, rng.choice(world.valleys), rng)
         sentences = intent.answer(slots, pupil_believes, rng)
         if len(sentences) > 1 and rng.random() < 0.6:
             sentences.pop(rng.randrange(len(sentences)))

@@ -50,7 +50,6 @@ WORDS = {  # kind of word -> all words of that kind
     "ending": ["home", "friend", "night", "song"],
 }
 ENTITIES = ("person", "animal", "town", "thing")  # the kinds that have names, and of which things are known
-VALLEYS = {"train": range(0, 7), "valid": range(7, 8), "test": range(8, 10)}  # whom the prompts of a split are about
 
 # What can be known: relation -> (kind of subject, kind of value, how a question asks for it).
 RELATIONS = {
