@@ -7,10 +7,10 @@ import struct
 import threading
 from pathlib import Path
 
-import gpt2
 import pytest
 import torch
 
+import gpt2
 from data.bpe import encoding_from, gpt2_tokenizer
 from data.download import download
 from model import GPT, GPTConfig, generate, load_checkpoint, save_checkpoint
