@@ -93,11 +93,7 @@ class Device:
 
     device: str = "auto"  # auto, cpu, cuda
     threads: int = 0  # CPU threads; 0 = all cores
-<<<<<<< HEAD
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 on CUDA, else float32
-=======
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto = bfloat16 on CUDA
->>>>>>> main
 
 
 @dataclass
