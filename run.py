@@ -115,7 +115,7 @@ def config_of(stage, cfg, resume):
     if hasattr(stage.script.Config, "max_new_tokens") and (cfg.max_new_tokens or cfg.quick):
         settings["max_new_tokens"] = cfg.max_new_tokens or 24
     if stage.save_every:
-        settings |= {"save_every": stage.save_every, "resume": resume}
+        settings |= {"save_every": 1 if cfg.quick else stage.save_every, "resume": resume}
     settings |= stage.settings
     if cfg.quick:
         settings |= stage.quick
