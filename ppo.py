@@ -42,7 +42,7 @@ from core.distributed import all_reduce_sum, gather_rows, micro_batches, own_row
 from core.log import JsonLines, Log
 from core.optim import adamw, optimizer_step
 from core.output import output_folder
-from core.sampling import generate, use_cuda_graphs
+from core.sampling import generate
 from core.text import decode_answer
 from core.training_state import TrainingState
 from data.folder import Corpus, load_tokenizer, read_prompts, with_room
@@ -194,23 +194,23 @@ def score_responses(episodes, policy, reference, reward_model, value_model, cfg)
 
 
 def select(episodes, rows):
-    """Some rows of the episodes, cut to the longest of them. {name: (B,) or (B, T)} -> {name: (b,) or (b, t)}"""
-    lengths = episodes["lengths"][rows].tolist()
-    longest = max(lengths, default=1)
-    return {name: x[rows] if x.dim() == 1 else x[rows, :longest] for name, x in episodes.items()}
+    """Some rows of the episodes; tokens and what belongs to them are cut to the longest response of these rows."""
+    longest = max(episodes["lengths"][rows].tolist(), default=1)
+    return {name: x[rows, :longest] if x.dim() == 2 else x[rows] for name, x in episodes.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- update
 
 
-def update_policy(policy, optimizer, average, minibatch, pretraining, learning_rate, cfg):
+def update_policy(policy, optimizer, average, minibatch, learning_rate, cfg):
     """Step 5 for the policy: one optimizer step on Eq. 2, and one of the average. -> metrics
 
-    minibatch: {name: (b,) or (b, T)}; pretraining: (b, examples per episode, tokens + 1), used if γ is not 0.
+    minibatch: {name: (b,) or (b, T)}, and "pretraining" (b, examples per episode, tokens + 1) if γ is not 0.
     """
+    B, metrics = len(minibatch["mask"]), defaultdict(float)
     n_tokens = minibatch["mask"].sum()  # of the whole minibatch: micro-batches and processes add up
-    metrics = defaultdict(float)
-    for rows in micro_batches(torch.arange(len(minibatch["mask"])), cfg):
+    n_ptx_tokens = B * cfg.ptx_per_episode * cfg.ptx_window
+    for rows in micro_batches(torch.arange(B), cfg):
         episodes = select(minibatch, rows)
         advantages, mask = episodes["advantages"], episodes["mask"]
         new_logprobs = token_logprobs(policy, episodes["tokens"], mask)
@@ -219,7 +219,7 @@ def update_policy(policy, optimizer, average, minibatch, pretraining, learning_r
         loss = (clipped_policy_loss(ratio, advantages, cfg.clip_ratio) * mask).sum() / n_tokens
         loss.backward()
         if cfg.ptx_coef:  # the gradients of both terms add up in the same buffer (C.4)
-            ptx_loss = lm_loss(policy, pretraining[rows].flatten(0, 1)).sum() / pretraining[:, :, 1:].numel()
+            ptx_loss = lm_loss(policy, episodes["pretraining"].flatten(0, 1)).sum() / n_ptx_tokens
             (cfg.ptx_coef * ptx_loss).backward()
             metrics["ptx_loss"] += ptx_loss.detach()
         with torch.no_grad():
@@ -236,9 +236,9 @@ def update_policy(policy, optimizer, average, minibatch, pretraining, learning_r
 
 def update_values(value_model, optimizer, minibatch, cfg):
     """Step 5 for the value model: one optimizer step on the clipped squared error. -> metrics"""
+    B, metrics = len(minibatch["mask"]), defaultdict(float)
     n_tokens = minibatch["mask"].sum()
-    metrics = defaultdict(float)
-    for rows in micro_batches(torch.arange(len(minibatch["mask"])), cfg):
+    for rows in micro_batches(torch.arange(B), cfg):
         episodes = select(minibatch, rows)
         new_values = token_values(value_model, episodes["tokens"], episodes["mask"])
         losses = clipped_value_loss(new_values, episodes["values"], episodes["returns"], cfg.clip_value)  # (b, T)
@@ -271,10 +271,8 @@ def main(cfg):
     sample_prompts = read_prompts_with_room(cfg, "valid", tokenizer, policy)[: cfg.sample_prompts]
     corpus = Corpus(cfg.data, "train")
 
-    log, samples = (
-        Log(out / f"{name}.jsonl", cfg.iterations, COLUMNS, every=0),
-        JsonLines(out / f"{name}.samples.jsonl"),
-    )
+    log = Log(out / f"{name}.jsonl", cfg.iterations, COLUMNS, every=0)
+    samples = JsonLines(out / f"{name}.samples.jsonl")
     parts = {"policy": policy, "policy_optimizer": policy_optimizer, "average": average, "value_model": value_model}
     parts |= {"value_optimizer": value_optimizer, "log": log, "samples": samples}
     state = TrainingState(out, name, cfg, [cfg.data, init, reward], **parts)
@@ -287,10 +285,8 @@ def main(cfg):
         start = time.time()
         # 1. rollout
         asked = [prompts[i] for i in shuffled_rows(len(prompts), cfg.batch_size, cfg.seed, iteration)]
-        sampler = sampling_copy(policy, cfg)
-        if cfg.capture:
-            use_cuda_graphs(sampler)
-        episodes = rollout(sampler, asked, tokenizer.eot_token, cfg, generator(cfg.seed, "rollout", iteration))
+        rng = generator(cfg.seed, "rollout", iteration)
+        episodes = rollout(sampling_copy(policy, cfg), asked, tokenizer.eot_token, cfg, rng)
         # 2. score
         episodes |= score_responses(episodes, policy, reference, reward_model, value_model, cfg)
         episodes = gather_rows(episodes)  # every process has them all from here on
@@ -300,30 +296,29 @@ def main(cfg):
         # 4. GAE
         advantages, episodes["returns"] = gae(rewards, episodes["values"], mask, cfg.discount, cfg.lam)
         episodes["advantages"] = whiten(advantages, mask) if cfg.whiten else advantages
-        metrics = {**measure(episodes), "seconds_rollout": time.time() - start}
+        if cfg.ptx_coef:  # pretraining examples beside each episode (C.4)
+            rng = generator(cfg.seed, "pretraining", iteration)
+            windows = corpus.windows(cfg.batch_size * cfg.ptx_per_episode, cfg.ptx_window + 1, rng)
+            episodes["pretraining"] = windows.view(cfg.batch_size, cfg.ptx_per_episode, -1).to(device)
+        collected = time.time()
 
         # 5. update
         policy_learns = iteration >= cfg.value_only_iterations
         learning_rate = policy_learning_rate(iteration - cfg.value_only_iterations, cfg)
-        policy_metrics, value_metrics, start = [], [], time.time()
-        for epoch in range(cfg.epochs):
-            rng = generator(cfg.seed, f"update {iteration}", epoch)
-            order = torch.randperm(cfg.batch_size, generator=rng)
-            pretraining = draw_pretraining(corpus, cfg, rng).to(device)
-            for rows in order.to(device).split(cfg.minibatch_size):
+        policy_metrics, value_metrics = [], []
+        rng = generator(cfg.seed, "minibatches", iteration)
+        for _ in range(cfg.epochs):
+            for rows in torch.randperm(cfg.batch_size, generator=rng).to(device).split(cfg.minibatch_size):
                 minibatch = select(episodes, rows)
                 if policy_learns:
-                    policy_metrics.append(
-                        update_policy(
-                            policy, policy_optimizer, average, minibatch, pretraining[rows], learning_rate, cfg
-                        )
-                    )
+                    updated = update_policy(policy, policy_optimizer, average, minibatch, learning_rate, cfg)
+                    policy_metrics.append(updated)
                 value_metrics.append(update_values(value_model, value_optimizer, minibatch, cfg))
-        if policy_learns:
-            metrics |= mean_metrics(policy_metrics)
-            metrics |= {"first_ratio": policy_metrics[0]["ratio"], "learning_rate": learning_rate}
-        metrics |= {**mean_metrics(value_metrics), "seconds_update": time.time() - start}
 
+        metrics = measure(episodes) | mean_metrics(policy_metrics) | mean_metrics(value_metrics)
+        if policy_learns:
+            metrics |= {"first_ratio": policy_metrics[0]["ratio"], "learning_rate": learning_rate}
+        metrics |= {"seconds_rollout": collected - start, "seconds_update": time.time() - collected}
         log(iteration + 1, **metrics)
         if iteration % cfg.sample_every == 0 or iteration + 1 == cfg.iterations:
             keep_samples(samples, iteration, policy, reference, reward_model, sample_prompts, tokenizer, cfg)
@@ -354,12 +349,6 @@ def read_prompts_with_room(cfg, split, tokenizer, policy):
     return [record["prompt"] for record in with_room(read_prompts(cfg.data, split), tokenizer, room)]
 
 
-def draw_pretraining(corpus, cfg, rng):
-    """Pretraining examples for every episode: (B, examples per episode, tokens + 1)."""
-    windows = corpus.windows(cfg.batch_size * cfg.ptx_per_episode, cfg.ptx_window + 1, rng)
-    return windows.view(cfg.batch_size, cfg.ptx_per_episode, -1)
-
-
 # ---------------------------------------------------------------------------------------------------- looking at it
 
 COLUMNS = (
@@ -384,8 +373,9 @@ def measure(episodes):
 
 
 def mean_metrics(metrics):
-    """Means over minibatches. [{name: float}] -> {name: float}"""
-    return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+    """Means over minibatches, {} if there was none. [{name: float}] -> {name: float}"""
+    names = metrics[0] if metrics else []
+    return {name: sum(m[name] for m in metrics) / len(metrics) for name in names}
 
 
 def explained_variance(values, returns, mask):

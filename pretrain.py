@@ -119,6 +119,7 @@ def shape_of_model(cfg, vocab_size):
     changed = {name: getattr(cfg, name) for name in names if getattr(cfg, name)}
     require(not (cfg.init and changed), "--init brings its own shape: leave out --" + ", --".join(names))
     shape = replace(SIZES[cfg.size], **changed, vocab_size=vocab_size, dropout=cfg.dropout)
+    require(shape.block_size >= 2, f"--block_size {shape.block_size}: at least 2, a token and the one that it predicts")
     require(shape.n_embd % shape.n_head == 0, f"--n_embd {shape.n_embd}: must be a multiple of --n_head {shape.n_head}")
     return shape
 

@@ -1,39 +1,44 @@
-"""The whole paper in one command: pretrain → SFT → reward model → PPO and PPO-ptx → evaluation.
+"""All steps in one command: pretrain → SFT → rankings → reward model → PPO and PPO-ptx → evaluation.
 
-    python run.py                          # the village: offline, about 9 minutes on 2 CPU cores → out/run/report.md
+    python run.py                          # the village: offline, about 10 minutes on 2 CPU cores → out/run/report.md
     python run.py --seed 1 --out out/seed1 # another world, other people, other weights
     python run.py --quick                  # the same steps in a quarter of a minute; the numbers mean nothing
 
 Only calls the scripts' main(Config(...)) in order. A stage that has run with the same settings, code and inputs is
-skipped, so an interrupted run goes on where it stopped, and an edited script redoes what depends on it.
+skipped; one that was killed goes on from its last saved state; an edited script redoes what depends on it.
 """
 
+import ast
 import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 
 import evaluate
 import ppo
 import pretrain
 import reward
 import sft
-from data import village
+from core.config import BadInput, Seed, check, command_line, require
+from core.output import output_folder, whole_file
+from core.training_state import MAY_DIFFER, drop_states
+from data import collect
+from data import village as make
 from data.download import sha256
 from data.folder import read_comparisons
-from machine import FREE
-from plumbing import BadInput, command_line, output_folder, require, whole_file
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent
 
 
 @dataclass
 class Config:
     out: str = ""  # run folder: checkpoints, logs, the report; default: out/run, or out/quick with --quick
     data: str = ""  # data folder; default: the village, made in OUT/data
-    seed: int = 0  # of everything
+    seed: Seed = 0  # of everything
     quick: bool = False  # tiny settings, to see every step work
     ptx_coef: float = 0.5  # γ of PPO-ptx, times the mean loss per token
     steps: int = 0  # of pretraining; 0 = the script's default
@@ -43,120 +48,210 @@ class Config:
     threads: int = 0  # CPU threads; 0 = all cores
 
 
-QUICK = {  # settings under which every step works in seconds
-    "data": {"web_pages": 1200, "users": 6, "demonstrations": 96, "task_items": 8},
-    "pretrain": {"steps": 10, "n_layer": 2, "n_embd": 64},
-    "sft": {"epochs": 2},
-    "reward": {"prompts": 32, "valid_prompts": 8},
-    "choose_sft": {"choose_prompts": 8},
-    "ppo": {"iterations": 3, "batch_size": 16, "look_prompts": 8},
-    "ppo_ptx": {"iterations": 3, "batch_size": 16, "look_prompts": 8},
-    "evaluate": {"prompts": 16, "best_of": 2, "best_of_prompts": 8, "shots": 1},
-}
+@dataclass
+class Stage:
+    name: str
+    script: ModuleType
+    settings: dict  # of its Config, beside those that all stages share
+    outputs: list  # files it writes, in the run folder or the data folder
+    needs: list  # stages it builds on
+    seconds: float  # it takes on 2 CPU cores
+    save_every: int = 0  # steps between training states, 0 for a stage without
+    quick: dict = field(default_factory=dict)  # settings under which it takes a second
+
+
+# ---------------------------------------------------------------------------------------------------- the stages
 
 
 def stages(cfg):
-    """[(name, module, its Config, files it writes, stages it builds on, seconds it takes on 2 CPU cores)]."""
-    out, data = cfg.out, cfg.data or f"{cfg.out}/data"
-    world = ["corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl", "prefixes.jsonl"]
-    world += ["tasks.jsonl", "village.json", "tokenizer.json"]
-    shape = {k: getattr(cfg, k) for k in ("steps", "block_size") if getattr(cfg, k)}
+    """What is run, in order."""
+    out = cfg.out
+    shape = {name: getattr(cfg, name) for name in ("steps", "block_size") if getattr(cfg, name)}
     # App. C.3: the start of PPO. Its dropout is not in the paper; chosen like all else of it, by both validation losses
     init = {"name": "ppo_init", "epochs": 2, "pretrain_mix": 0.1, "dropout": 0.0, "learning_rate": 1e-3}
     choose = {"epochs": 0, "reward_model": f"{out}/reward.pt"}  # App. C.1: the epoch the reward model likes best
-    epochs = [f"{out}/sft.epoch-{n + 1}.pt" for n in range(QUICK["sft"]["epochs"] if cfg.quick else sft.Config.epochs)]
+    ptx = {"ptx_coef": cfg.ptx_coef}
+    world = ["corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl", "prefixes.jsonl"]
+    world = [f"data/{file}" for file in (*world, "tasks.jsonl", "village.json", "tokenizer.json")]
+    epochs = [f"sft.epoch-{n + 1}.pt" for n in range(2 if cfg.quick else sft.Config.epochs)]
     models = ["pretrain", "ppo_init", "reward", "choose_sft", "ppo", "ppo_ptx"]
+
+    quick_data = {"web_pages": 1200, "users": 6, "demonstrations": 96, "task_items": 8}
+    quick_ppo = {"iterations": 3, "batch_size": 16, "sample_prompts": 8}
+    quick_eval = {"prompts": 16, "best_of": 2, "best_of_prompts": 8, "shots": 1, "quick": True}
     plan = [
-        ("data", village, {}, [f"{data}/{file}" for file in world], [], 11),
-        ("pretrain", pretrain, shape, [f"{out}/base.pt"], ["data"], 205),
-        ("sft", sft, {}, [f"{out}/sft.pt", *epochs], ["pretrain"], 40),
-        ("ppo_init", sft, init, [f"{out}/ppo_init.pt"], ["pretrain"], 33),
-        ("reward", reward, {}, [f"{out}/reward.pt"], ["pretrain", "ppo_init"], 88),
-        ("choose_sft", sft, choose, [f"{out}/sft_best.pt"], ["sft", "reward"], 2),
-        ("ppo", ppo, {}, [f"{out}/ppo.pt", f"{out}/ppo.samples.jsonl"], ["ppo_init", "reward"], 50),
-        (
-            *("ppo_ptx", ppo, {"ptx_coef": cfg.ptx_coef}),
-            *([f"{out}/ppo_ptx.pt", f"{out}/ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 90),
+        Stage("data", make, {}, world, [], 12, quick=quick_data),
+        Stage("pretrain", pretrain, shape, ["base.pt"], ["data"], 205, 200, {"steps": 10, "n_layer": 2, "n_embd": 64}),
+        Stage("sft", sft, {}, ["sft.pt", *epochs], ["pretrain"], 40, 50, {"epochs": 2}),
+        Stage("ppo_init", sft, init, ["ppo_init.pt"], ["pretrain"], 33, 50, {"epochs": 2}),
+        Stage(
+            "collect",
+            collect,
+            {},
+            ["comparisons.jsonl"],
+            ["pretrain", "ppo_init"],
+            50,
+            0,
+            {"prompts": 32, "valid_prompts": 8},
         ),
-        ("evaluate", evaluate, {}, [f"{out}/report.json", f"{out}/report.md"], models, 42),
+        Stage("reward", reward, {}, ["reward.pt"], ["ppo_init", "collect"], 40, 50),
+        Stage("choose_sft", sft, choose, ["sft_best.pt"], ["sft", "reward"], 2, 0, {"choose_prompts": 8}),
+        Stage("ppo", ppo, {}, ["ppo.pt", "ppo.samples.jsonl"], ["ppo_init", "reward"], 50, 5, quick_ppo),
+        Stage("ppo_ptx", ppo, ptx, ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 90, 5, quick_ppo),
+        Stage("evaluate", evaluate, {}, ["report.json", "report.md"], models, 42, 0, quick_eval),
     ]
-    if cfg.data:
-        plan = plan[1:]
-    result = []
-    for name, module, settings, *rest in plan:
-        shared = {"seed": cfg.seed, "out": data if name == "data" else out}
-        if name != "data":
-            shared |= {"data": data, "device": cfg.device, "threads": cfg.threads}
-        if name not in ("data", "pretrain") and (cfg.max_new_tokens or cfg.quick):
-            shared["max_new_tokens"] = cfg.max_new_tokens or 24
-        settings = shared | settings | (QUICK.get(name, {}) if cfg.quick else {})
-        result.append((name, module, module.Config(**settings), *rest))
-    return result
+    if cfg.data:  # the user's own; where they come with rankings, nobody is asked
+        ranked = (Path(cfg.data) / "comparisons.jsonl").exists()
+        plan = [stage for stage in plan if stage.name != "data" and not (ranked and stage.name == "collect")]
+    return plan
 
 
-def digest(path):
-    """A short fingerprint of a file."""
-    return sha256(path)[:16]
+def config_of(stage, cfg, resume):
+    """The Config of a stage's script."""
+    data = cfg.data or f"{cfg.out}/data"
+    settings = {"seed": cfg.seed, "out": cfg.out, "data": data, "device": cfg.device, "threads": cfg.threads}
+    if stage.name == "data":
+        settings = {"seed": cfg.seed, "out": data}
+    if hasattr(stage.script.Config, "max_new_tokens") and (cfg.max_new_tokens or cfg.quick):
+        settings["max_new_tokens"] = cfg.max_new_tokens or 24
+    if stage.save_every:
+        settings |= {"save_every": stage.save_every, "resume": resume}
+    settings |= stage.settings
+    if cfg.quick:
+        settings |= stage.quick
+    return stage.script.Config(**settings)
 
 
-def fingerprint(name, module, config, needs, done, cfg):
+# ---------------------------------------------------------------------------------------------------- what is there already
+
+
+def source_files(path, found=None):
+    """This file and all files of the project that it imports, directly or not."""
+    found = set() if found is None else found
+    found.add(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            for file in (ROOT / f"{name.replace('.', '/')}.py", ROOT / name.replace(".", "/") / "__init__.py"):
+                if file.exists() and file not in found:
+                    source_files(file, found)
+    return found
+
+
+def fingerprint(stage, cfg, done):
     """Changes when the settings, the code, or anything the stage builds on changes."""
-    code = [digest(HERE / f) for f in ("model.py", "machine.py", "plumbing.py", "data/folder.py", "data/bpe.py")]
-    code.append(digest(module.__file__))
-    if name in ("data", "reward", "evaluate"):
-        code += [digest(HERE / "data" / f) for f in ("village.py", "web.py", "labelers.py", "construct.py", "judge.py")]
-    inputs = [done[n]["outputs"] for n in dict.fromkeys(["data", *needs]) if n in done and n != name]
-    if cfg.data:  # the user's own files
-        inputs += [digest(p) for p in sorted(Path(cfg.data).iterdir()) if p.is_file()]
-    settings = {k: v for k, v in asdict(config).items() if k not in FREE}
+    settings = {key: v for key, v in asdict(config_of(stage, cfg, False)).items() if key not in MAY_DIFFER}
+    code = [sha256(path) for path in sorted(source_files(Path(stage.script.__file__)))]
+    inputs = [done[name].get("outputs") for name in ("data", *stage.needs) if name in done and name != stage.name]
+    if cfg.data:
+        inputs += [sha256(path) for path in sorted(Path(cfg.data).iterdir()) if path.is_file()]
     return hashlib.sha256(json.dumps([settings, code, inputs], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def digests(paths):
+    return [sha256(path)[:16] for path in paths]
+
+
+def made_by_hand(stage, paths, done):
+    """Rankings that somebody put into the run folder are used as they are, and never overwritten."""
+    if stage.name != "collect" or not paths[0].exists():
+        return False
+    return done.get("collect", {}).get("outputs") != digests(paths)
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
 def main(cfg):
+    check(cfg)
     require("WORLD_SIZE" not in os.environ, "run.py is one process; start the scripts themselves with torchrun")
-    require(
-        not cfg.data or Path(cfg.data).is_dir(),
-        f"{cfg.data}: no such data folder; make one with data/files.py or data/village.py",
-    )
-    if cfg.data and not (Path(cfg.data) / "village.json").exists():
-        ranked = Path(cfg.data) / "comparisons.jsonl"
-        require(
-            ranked.exists(), f"{ranked}: not found; without simulated labelers, somebody has to have ranked answers"
-        )
-        splits = {r["split"] for r in read_comparisons(ranked)}
-        require(len(splits) > 1, f'{ranked}: all rankings are "{splits.pop()}"; say "split": "valid" in some of them')
     cfg = replace(cfg, out=cfg.out or ("out/quick" if cfg.quick else "out/run"))
+    if cfg.data:
+        check_own_data(cfg)
     out, begin = output_folder(cfg.out), time.time()
-    record = out / "stages.json"  # what has been done: {stage: {"fingerprint", "outputs", "seconds"}}
+    record = out / "stages.json"  # {stage: {"fingerprint", and once it is done "outputs", "seconds"}}
     try:
         done = json.loads(record.read_text()) if record.exists() else {}
     except ValueError:
         raise BadInput(f"{record}: damaged; delete it to start over") from None
+
     plan = stages(cfg)
-    spent = expected = 0.0  # of the stages that really ran, to correct the guess for this machine
-    for i, (name, module, config, outputs, needs, guess) in enumerate(plan):
-        paths = [Path(p) for p in outputs]
-        mark = fingerprint(name, module, config, needs, done, cfg)
-        left = sum(g for *_, g in plan[i:]) * (spent / expected if expected > 60 else 0.15 if cfg.quick else 1)
-        if name in done and done[name]["fingerprint"] == mark and all(p.exists() for p in paths):
-            if done[name]["outputs"] == [digest(p) for p in paths]:
-                print(
-                    f"=== {i + 1}/{len(plan)} {name}: already there, unchanged ({done[name]['seconds']:.0f} s) ===",
-                    flush=True,
-                )
-                continue
-        print(f"\n=== {i + 1}/{len(plan)} {name} · about {left / 60:.1f} minutes left ===", flush=True)
+    took = expected = 0.0  # seconds of the stages that really ran, to correct the guess for this machine
+    for number, stage in enumerate(plan, 1):
+        mark, before = fingerprint(stage, cfg, done), done.get(stage.name, {})
+        paths = [out / path for path in stage.outputs]
+        if stage.name == "data":
+            paths = [Path(f"{cfg.out}/{path}") for path in stage.outputs]
+        title = f"{number}/{len(plan)} {stage.name}"
+        if made_by_hand(stage, paths, done):
+            print(f"=== {title}: {paths[0]} was not made here, so it is used as it is ===", flush=True)
+            done[stage.name] = {"fingerprint": mark, "outputs": digests(paths), "seconds": 0.0}
+            write_record(record, done)
+            continue
+        unchanged = before.get("fingerprint") == mark
+        if unchanged and "outputs" in before and all(p.exists() for p in paths) and before["outputs"] == digests(paths):
+            print(f"=== {title}: already there, unchanged ({before['seconds']:.0f} s) ===", flush=True)
+            continue
+        interrupted = unchanged and "outputs" not in before  # it goes on where it was
+        if not interrupted:
+            remove_outputs(stage, cfg, paths, before)
+        done[stage.name] = {"fingerprint": mark}
+        write_record(record, done)
+        pace = took / expected if expected > 60 else 0.03 if cfg.quick else 1
+        left = pace * sum(later.seconds for later in plan[number - 1 :])
+        print(f"=== {title} · about {left / 60:.1f} minutes left ===", flush=True)
         start = time.time()
-        module.main(config)
+        with hidden_output(out / "quick.log", cfg.quick and stage.name != "evaluate"):
+            stage.script.main(config_of(stage, cfg, resume=interrupted))
         seconds = time.time() - start
-        spent, expected = spent + seconds, expected + guess
-        done[name] = {"fingerprint": mark, "outputs": [digest(p) for p in paths], "seconds": round(seconds, 1)}
-        with whole_file(record) as file:
-            json.dump(done, file, indent=1)
-    minutes = "  ".join(f"{name} {done[name]['seconds'] / 60:.1f}" for name, *_ in plan)
-    total = sum(done[name]["seconds"] for name, *_ in plan)
+        took, expected = took + seconds, expected + stage.seconds
+        done[stage.name] |= {"outputs": digests(paths), "seconds": round(seconds, 1)}
+        write_record(record, done)
+    minutes = "  ".join(f"{stage.name} {done[stage.name]['seconds'] / 60:.1f}" for stage in plan)
+    total = sum(done[stage.name]["seconds"] for stage in plan)
     print(f"\nminutes: {minutes}  total {total / 60:.1f} (this call: {(time.time() - begin) / 60:.1f})")
-    print(f"the report: {out}/report.md")
+
+
+def check_own_data(cfg):
+    """Refuse a data folder that the later stages could do nothing with."""
+    folder = Path(cfg.data)
+    require(folder.is_dir(), f"{folder}: no such data folder; make one with data/files.py or data/village/make.py")
+    ranked = folder / "comparisons.jsonl"
+    if not ranked.exists():
+        simulated = (folder / "village.json").exists() or (Path(cfg.out) / "comparisons.jsonl").exists()
+        fix = "without simulated labelers, somebody has to rank answers first (data/collect.py --labeler terminal)"
+        require(simulated, f"{ranked}: not found; {fix}")
+        return
+    splits = {record["split"] for record in read_comparisons(ranked)}
+    require(len(splits) > 1, f'{ranked}: all rankings are "{splits.pop()}"; say "split": "valid" in some of them')
+
+
+def remove_outputs(stage, cfg, paths, before):
+    """What an earlier version of this stage left would stand in the way of the new one."""
+    if stage.save_every:
+        drop_states(cfg.out, config_of(stage, cfg, False).name or stage.name)
+    if stage.name == "collect" and before:
+        for path in (*paths, Path(cfg.out) / "comparisons.partial.jsonl"):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def hidden_output(path, hidden):
+    """With --quick, what the scripts print means nothing: it goes into a file."""
+    if not hidden:
+        yield
+        return
+    with open(path, "a", encoding="utf-8") as file, redirect_stdout(file):
+        yield
+
+
+def write_record(path, done):
+    with whole_file(path) as file:
+        json.dump(done, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.config import BadInput, check
 from core.distributed import full_tensor, rank, shard, world_size
+from core.sampling import use_cuda_graphs
 
 
 def set_up(cfg):
@@ -113,13 +114,23 @@ def sampling_copy(model, cfg):
     """The model as sampling wants it: whole on this process, weights in the precision of the products, not compiled.
 
     The model itself where it is so already; otherwise a copy, to be asked for again after every update. (In bfloat16 the
-    copy's sums are bfloat16 too, so it samples from very nearly, not exactly, the policy whose log-probs are taken.)
+    copy's sums are bfloat16 too, so it samples from very nearly, not exactly, the policy whose log-probs are taken.) With
+    cfg.capture it decodes by CUDA graphs.
     """
     device = model.transformer.wte.weight.device
     dtype = compute_dtype(cfg, device)
     is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if not is_sharded and dtype == torch.float32 and not getattr(cfg, "compile", False):
-        return model
+        copy = model
+    else:
+        copy = updated_copy(model, device, dtype)
+    if getattr(cfg, "capture", False):
+        use_cuda_graphs(copy)
+    return copy
+
+
+def updated_copy(model, device, dtype):
+    """A copy of the model in another dtype, made once and brought up to date at each call."""
     if model not in _sampling_copies:
         with torch.device("meta"):
             copy = type(model)(model.config)
