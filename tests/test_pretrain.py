@@ -172,7 +172,9 @@ def test_from_end_to_end(tmp_path, data, tokenizer, tokenizer_spec, capsys):
     assert [set(r) - always for r in records] == [set(), {"valid_loss"}, set(), {"valid_loss"}, {"valid_loss"}]
     assert all(always <= set(r) for r in records)
     assert records[0]["loss"] == pytest.approx(math.log(V), abs=0.05)
-    assert records[-1]["valid_loss"] == pytest.approx(pretrain.corpus_loss(model, Corpus(data, "valid"), 16, 4), abs=1e-5)
+    assert records[-1]["valid_loss"] == pytest.approx(
+        pretrain.corpus_loss(model, Corpus(data, "valid"), 16, 4), abs=1e-5
+    )
     assert "next: python sft.py" in capsys.readouterr().out
 
 
