@@ -27,9 +27,9 @@ from core.config import BadInput, Seed, check, command_line, require
 from core.output import output_folder, whole_file
 from core.training_state import MAY_DIFFER, drop_states
 from data import collect
-from data import village as make
 from data.download import sha256
 from data.folder import read_comparisons
+from data.village import make
 
 ROOT = Path(__file__).resolve().parent
 
