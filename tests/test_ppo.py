@@ -1,4 +1,4 @@
-"""PPO: the mathematics one function at a time, rollout and updates against one step by hand, the script from end to end."""
+"""PPO: the mathematics one function at a time, updates against one step by hand, the script from end to end."""
 
 import math
 from collections import Counter

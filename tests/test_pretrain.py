@@ -104,7 +104,7 @@ def test_corpus_loss_counts_every_token_once_and_without_dropout(data, tiny):
     assert uneven == pytest.approx(want, rel=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------- learning rate, shape
+# ---------------------------------------------------------------------------------------------------- rate, shape
 
 
 def test_learning_rate():

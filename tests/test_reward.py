@@ -285,7 +285,7 @@ def mean_demonstration(model, data, tokenizer):
 def test_every_step_takes_the_gradient_of_the_mean_over_its_prompts(
     data, run, tokenizer, monkeypatch, micro_batch_size, shuffle_pairs
 ):
-    """An epoch shows every ranking once (or every pair once, as many comparisons per step); whatever the micro-batches."""
+    """An epoch shows every ranking once, or every pair once, as many comparisons per step."""
     starts, steps = [], OptimizerSteps(monkeypatch, reward)
     monkeypatch.setattr(reward, "print_untrained", lambda model, rankings: starts.append(model.state_dict()))
     from_gpt = ScalarModel.from_gpt

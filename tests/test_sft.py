@@ -101,7 +101,7 @@ def test_one_batch_overfits():
 
 @pytest.mark.parametrize("micro_batch_size, mix", [(0, 0.0), (0, 0.5), (3, 0.1), (1, 0.5), (0, 1.0)])
 def test_every_step_takes_the_gradient_of_the_mixed_loss(data, run, tokenizer, monkeypatch, micro_batch_size, mix):
-    """(1 - m) times the mean loss per response token, plus m times the mean per pretraining token, of the whole batch."""
+    """(1 - m) times the mean loss per response token of the whole batch, plus m times that per pretraining token."""
     steps = OptimizerSteps(monkeypatch, sft)
     sft.main(config(data, run, pretrain_mix=mix, dropout=0.0, epochs=2, micro_batch_size=micro_batch_size))
 

@@ -133,7 +133,7 @@ def test_a_fifth_of_the_training_prompts_are_the_labelers_own(folder, run, token
 
 
 def asked_for_answers(monkeypatch, text_of):
-    """Stand in for the models: text_of(number of the call, place in it). -> list of (model, prompts, temperature, stop)"""
+    """Stand in for the models: text_of(number of the call, place in it). -> [(model, prompts, temperature, stop)]"""
     asked = []
 
     def respond(model, tokenizer, prompts, max_new_tokens, temperature, generator, stop):
@@ -231,7 +231,7 @@ def interrupted_after(monkeypatch, count):
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_an_interrupted_collection_goes_on_where_it_stopped(folder, run, monkeypatch, capsys, torn):
-    """Interrupted twice, once in the validation prompts and once in the training prompts: nothing lost, nothing doubled."""
+    """Interrupted twice, in the validation and in the training prompts: nothing lost, nothing doubled."""
     cfg, whole = config(folder, run), run / "comparisons.jsonl"
     interrupted_after(monkeypatch, 1000)
     collect.main(cfg)
