@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data.bpe import encoding_from, tokenizer_dict, train_bpe
+from core.checkpoint import save_checkpoint
+from data.bpe import build_tokenizer, tokenizer_spec_from, train_bpe
 from data.folder import write_corpus, write_jsonl
-from model import GPT, GPTConfig, ScalarModel, save_checkpoint
+from model import GPT, GPTConfig, ScalarModel
 
 torch.set_num_threads(1)
 
@@ -18,28 +19,28 @@ PAGES = [f"The {a} is {c}. A {c} {a} sat on a {d} roof.\n" for a in ANIMALS for 
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    return tokenizer_dict(train_bpe(PAGES, 300), "tiny")
+def tokenizer_spec():
+    return tokenizer_spec_from(train_bpe(PAGES, 300), "tiny")
 
 
 @pytest.fixture(scope="session")
-def encoding(tokenizer):
-    return encoding_from(tokenizer)
+def tokenizer(tokenizer_spec):
+    return build_tokenizer(tokenizer_spec)
 
 
 @pytest.fixture(scope="session")
-def tiny(encoding):
+def tiny(tokenizer):
     """The shape of every model here."""
-    return GPTConfig(2, 2, 16, 64, encoding.n_vocab)
+    return GPTConfig(2, 2, 16, 64, tokenizer.n_vocab)
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory, tokenizer, encoding):
+def data(tmp_path_factory, tokenizer_spec, tokenizer):
     """A data folder. Tests read it and do not write into it."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    write_corpus(folder / "corpus.train.bin", PAGES[10:], encoding)
-    write_corpus(folder / "corpus.valid.bin", PAGES[:10], encoding)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_spec))
+    write_corpus(folder / "corpus.train.bin", PAGES[10:], tokenizer)
+    write_corpus(folder / "corpus.valid.bin", PAGES[:10], tokenizer)
     asked = [(f"What colour is the roof of the {c} {a}?\n", c) for a in ANIMALS for c in COLOURS]
     split = ["valid" if (i + i // 4) % 4 == 0 else "train" for i in range(len(asked))]
     prompts = [{"prompt": p, "user": f"u{i}", "split": s} for i, ((p, _), s) in enumerate(zip(asked, split))]
@@ -55,10 +56,10 @@ def data(tmp_path_factory, tokenizer, encoding):
 
 
 @pytest.fixture
-def run(tmp_path, tokenizer, tiny):
+def run(tmp_path, tokenizer_spec, tiny):
     """A run folder with an untrained model for every step. They were "trained" with dropout, which later steps drop."""
     config = replace(tiny, dropout=0.3)
     for i, (name, kind) in enumerate({"base": GPT, "sft": GPT, "ppo_init": GPT, "reward": ScalarModel}.items()):
         torch.manual_seed(i)
-        save_checkpoint(tmp_path / f"{name}.pt", kind(config), tokenizer, config, step=0)
+        save_checkpoint(tmp_path / f"{name}.pt", kind(config), tokenizer_spec, config, step=0)
     return tmp_path
