@@ -218,7 +218,7 @@ def fit(model, loss_of, lengths, run, epochs, batch_size, learning_rate, rng):
 
 def require_finite(value, name, step):
     """Stop at a NaN or an infinity (BadInput): never train on in silence."""
-    require(math.isfinite(value), f"{name} became {value} at step {step}; try a smaller learning rate")
+    require(math.isfinite(value), f"{name} became {value} at step {step}; try a smaller --learning_rate")
 
 
 def fine_tune(model, rows, run, rng, epochs, learning_rate, batch_size=32, pretrain_mix=0.1):

@@ -24,7 +24,9 @@ def choice_probabilities(labeler, tokenizer, contexts, choices, batch_size=128):
     choice_ids = [ids[0] for ids in choice_ids]
     rows, device = [tokenizer.encode_ordinary(text) for text in contexts], labeler.transformer.wte.weight.device
     longest, room = max(map(len, rows)), labeler.config.block_size
-    require(longest <= room, f"a page of {longest} tokens exceeds the labeler's context of {room}; fewer --max_new_tokens?")
+    require(
+        longest <= room, f"a page of {longest} tokens exceeds the labeler's context of {room}; fewer --max_new_tokens?"
+    )
     probabilities = torch.zeros(len(rows), len(choices))
     for batch in by_length(rows, batch_size):
         tokens, lengths = pad([rows[i] for i in batch], device)

@@ -315,8 +315,8 @@ def improve(run, policy, reference, helpfulness, safety, attacks, rng):
         # 1. rollout
         is_safety = [rng.random() < cfg.red_team_share for _ in range(ppo_cfg.batch_size)]
         asked = [run.tokenizer.encode_ordinary(rng.choice(attacks if flag else usual)) for flag in is_safety]
-        sampler, uniforms = sampling_copy(policy, cfg), run.generator("rollout", iteration)
-        episodes = ppo.rollout(sampler, asked, run.tokenizer.eot_token, ppo_cfg, uniforms)
+        sampler, eot = sampling_copy(policy, cfg), run.tokenizer.eot_token
+        episodes = ppo.rollout(sampler, asked, eot, ppo_cfg, run.generator("rollout", iteration))
         run.cost["tokens"] += int(episodes["mask"].sum())
         # 2. score, by both reward models
         episodes |= ppo.score_responses(episodes, policy, reference, helpfulness, value_model, ppo_cfg)
@@ -341,17 +341,15 @@ def improve(run, policy, reference, helpfulness, safety, attacks, rng):
         policy_learns = iteration >= ppo_cfg.value_only_iterations
         learning_rate = ppo.policy_learning_rate(iteration - ppo_cfg.value_only_iterations, ppo_cfg)
         policy_metrics, value_metrics = [], []
-        order = torch.randperm(ppo_cfg.batch_size, generator=run.generator("update", iteration)).to(run.device)
-        for rows in order.split(ppo_cfg.minibatch_size):
+        order = torch.randperm(ppo_cfg.batch_size, generator=run.generator("minibatches", iteration))
+        for rows in order.to(run.device).split(ppo_cfg.minibatch_size):
             minibatch = ppo.select(episodes, rows)
             if policy_learns:
-                policy_metrics.append(
-                    ppo.update_policy(policy, policy_optimizer, average, minibatch, None, learning_rate, ppo_cfg)
-                )
+                updated = ppo.update_policy(policy, policy_optimizer, average, minibatch, learning_rate, ppo_cfg)
+                policy_metrics.append(updated)
             value_metrics.append(ppo.update_values(value_model, value_optimizer, minibatch, ppo_cfg))
-        if policy_learns:
-            metrics |= ppo.mean_metrics(policy_metrics)
-        log(iteration + 1, **metrics, **ppo.mean_metrics(value_metrics))
+        metrics |= ppo.mean_metrics(policy_metrics) | ppo.mean_metrics(value_metrics)
+        log(iteration + 1, **metrics)
     policy.load_state_dict(average)
 
 

@@ -16,9 +16,7 @@ SMALL = {"pairs": 20, "epochs": 1, "iterations": 2, "episodes": 8, "minibatch_si
 
 
 def config(data, run, **changes):
-    return rlaif.Config(
-        **dict(data=str(data), out=str(run), labeler="base", device="cpu", threads=1) | SMALL | changes
-    )
+    return rlaif.Config(**dict(data=str(data), out=str(run), labeler="base", device="cpu", threads=1) | SMALL | changes)
 
 
 @pytest.fixture
