@@ -304,8 +304,8 @@ def load_people(cfg):
     """-> the judge, and {group: labelers}; None and {} where the data folder is not the village's."""
     if not (Path(cfg.data) / "village.json").exists():
         return None, {}
-    from data.judge import Judge
-    from data.labelers import load_labelers
+    from data.village.judge import Judge
+    from data.village.labelers import load_labelers
 
     return Judge(cfg.data), {group: load_labelers(cfg.data, group) for group in ("training", "held_out")}
 

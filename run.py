@@ -27,9 +27,9 @@ from core.config import BadInput, Seed, check, command_line, require
 from core.output import output_folder, whole_file
 from core.training_state import MAY_DIFFER, drop_states
 from data import collect
-from data import village as make
 from data.download import sha256
 from data.folder import read_comparisons
+from data.village import make
 
 ROOT = Path(__file__).resolve().parent
 
@@ -115,7 +115,7 @@ def config_of(stage, cfg, resume):
     if hasattr(stage.script.Config, "max_new_tokens") and (cfg.max_new_tokens or cfg.quick):
         settings["max_new_tokens"] = cfg.max_new_tokens or 24
     if stage.save_every:
-        settings |= {"save_every": stage.save_every, "resume": resume}
+        settings |= {"save_every": 1 if cfg.quick else stage.save_every, "resume": resume}
     settings |= stage.settings
     if cfg.quick:
         settings |= stage.quick

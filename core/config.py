@@ -93,9 +93,7 @@ class Device:
 
     device: str = "auto"  # auto, cpu, cuda
     threads: int = 0  # CPU threads; 0 = all cores
-    dtype: Literal["auto", "float32", "bfloat16"] = (
-        "auto"  # of matrix products; auto = bfloat16 on CUDA. Weights are float32
-    )
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto = bfloat16 on CUDA
 
 
 @dataclass
@@ -145,7 +143,7 @@ def command_line(Config, main, doc):
 
 def comments_of(Config):
     """{field: the comment behind it}, of a dataclass and of those it inherits from."""
-    source = "".join(inspect.getsource(c) for c in Config.__mro__ if is_dataclass(c))
+    source = "".join(inspect.getsource(c) for c in reversed(Config.__mro__) if is_dataclass(c))  # its own come last
     return dict(re.findall(r"^\s+(\w+): [^=\n]+ = .*?#\s*(.+)$", source, flags=re.M))
 
 

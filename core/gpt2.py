@@ -1,11 +1,12 @@
 """GPT-2's released weights in, our policies out: Hugging Face's layout, read and written without their library.
 
-    python sft.py --init gpt2 ...                                     # downloads once, 548 MB, then works offline
-    python gpt2.py --checkpoint out/run/ppo.pt --out out/export       # a folder that transformers loads
+    python sft.py --init gpt2 ...                                          # downloads once, 548 MB, then works offline
+    python tools/export.py --checkpoint out/run/ppo.pt --out out/export    # a folder that transformers loads
 
-In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), a folder with model.safetensors or pytorch_model.bin, or such a file.
-A name is looked for in the cache that Hugging Face's tools share (HF_HOME, HF_HUB_CACHE), then in ours, then downloaded
-from HF_ENDPOINT; a transfer that was cut goes on where it stopped, and only a file with the right SHA-256 is kept.
+In: a name (gpt2, gpt2-medium, gpt2-large, gpt2-xl), a folder with model.safetensors or pytorch_model.bin, or such a
+file. A name is looked for in the cache that Hugging Face's tools share (HF_HOME, HF_HUB_CACHE), then in ours, then
+downloaded from HF_ENDPOINT. What our GPT would compute otherwise than the original is refused. The tokenizer's files
+are read and written by data/bpe.py.
 
 GPT-2's matrices were saved as (in, out) and ours are (out, in): those of the linear layers are transposed.
 """
@@ -13,24 +14,16 @@ GPT-2's matrices were saved as (in, out) and ours are (out, in): those of the li
 import json
 import os
 import struct
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from core.config import BadInput, command_line, require
+from core.config import BadInput, require
 from core.output import output_folder, whole_file
-from data.bpe import END_OF_TEXT, build_tokenizer, gpt2_tokenizer_spec, tokenizer_spec_from
-from data.download import cache, download
-from model import GPT, SIZES, GPTConfig
-
-
-@dataclass
-class Config:
-    checkpoint: str = ""  # a policy of ours, e.g. out/run/ppo.pt
-    out: str = "out/export"  # the folder to write: config.json, model.safetensors, vocab.json, merges.txt, …
-
+from data.bpe import build_tokenizer, gpt2_tokenizer_spec, read_gpt2_files, write_gpt2_files
+from data.download import cache_folder, download, hub_url
+from model import GPT, GPTConfig
 
 WEIGHTS = {  # model.safetensors of openai-community/NAME: SHA-256, bytes
     "gpt2": ("248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707", "548 MB"),
@@ -55,20 +48,20 @@ def find(name):
     if path.is_file():
         return path
     if path.is_dir():
-        found = next((path / file for file in FILES if (path / file).exists()), None)
+        found = [path / file for file in FILES if (path / file).exists()]
         require(found, f"{path}: holds neither {' nor '.join(FILES)}; pass the folder or file with the weights")
-        return found
+        return found[0]
     require(name in WEIGHTS, f"{name}: no such file or folder, and none of {', '.join(WEIGHTS)}")
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     for owner in (f"models--openai-community--{name}", f"models--{name}"):
         for file in FILES:
-            for snapshot in sorted(hub.glob(f"{owner}/snapshots/*/{file}")):
-                return snapshot
+            snapshots = sorted(hub.glob(f"{owner}/snapshots/*/{file}"))
+            if snapshots:
+                return snapshots[0]
     checksum, size = WEIGHTS[name]
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    url = f"{endpoint}/openai-community/{name}/resolve/main/model.safetensors"
-    return download(url, cache() / name / "model.safetensors", checksum, f"GPT-2's weights ({size})")
+    url = hub_url(f"openai-community/{name}/resolve/main/model.safetensors")
+    return download(url, cache_folder() / name / "model.safetensors", f"GPT-2's weights ({size})", checksum)
 
 
 # ---------------------------------------------------------------------------------------------------- safetensors
@@ -78,7 +71,7 @@ DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": to
 
 
 def read_safetensors(path):
-    """{name: tensor}. The format: 8 bytes, the header's length; the header, JSON; then all tensors, one after the other."""
+    """A file -> {name: tensor}. It holds the header's length in 8 bytes, the header as JSON, then all tensors."""
     with open(path, "rb") as file:
         head = file.read(8)
         require(len(head) == 8, f"{path}: empty or cut short; download it again")
@@ -120,154 +113,131 @@ def write_safetensors(path, tensors):
 # ---------------------------------------------------------------------------------------------------- in
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+MASKS = (".attn.bias", ".attn.masked_bias")  # of causal attention, which old files carry
+ARCHITECTURE = {  # setting in config.json -> the values that compute what our GPT computes; the first is its default
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "tie_word_embeddings": (True,),
+}
 
 
-def to_ours(tensors):
-    """GPT-2's names and shapes -> our state_dict. The masks that old files carry are dropped, as is a tied lm_head."""
+def from_gpt2(tensors):
+    """GPT-2's names and shapes -> our state_dict, in float32. Masks are dropped, as is a head that is tied to wte."""
     state = {}
     for name, tensor in tensors.items():
         name = "transformer." + name.removeprefix("transformer.")
-        if name.endswith((".attn.bias", ".attn.masked_bias", "lm_head.weight")):
-            continue
-        state[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).float().contiguous()
+        if not name.endswith((*MASKS, "lm_head.weight")):
+            state[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).float().contiguous()
     return state
 
 
-def to_theirs(state):
+def to_gpt2(state):
     """Our state_dict of a GPT -> GPT-2's names and shapes."""
     return {k: v.t().contiguous() if k.endswith(TRANSPOSED) else v.contiguous() for k, v in state.items()}
 
 
-def shape_of(state, folder, path):
-    """The GPTConfig of some weights: from their shapes; heads from config.json, or 64 channels each as in all GPT-2s."""
+def check_head(tensors, path):
+    """Refuse a model whose lm_head is not its embedding: ours has one matrix for both."""
+    head = tensors.get("lm_head.weight")
+    embedding = tensors.get("transformer.wte.weight", tensors.get("wte.weight"))
+    tied = head is None or (embedding is not None and torch.equal(head, embedding))
+    require(tied, f"{path}: lm_head.weight differs from wte.weight; only a GPT-2 with tied embeddings can be loaded")
+
+
+def read_architecture(folder):
+    """config.json in a folder -> dict, {} if there is none. Refuses settings that our GPT does not have."""
+    path = folder / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise BadInput(f"{path}: not JSON ({problem}); copy it again") from None
+    require(isinstance(settings, dict), f"{path}: expected an object like {{...}}; copy it again")
+    for name, allowed in ARCHITECTURE.items():
+        value, usual = settings.get(name, allowed[0]), json.dumps(allowed[0])
+        require(value in allowed, f"{path}: {name} is {json.dumps(value)}, but only {usual} as in GPT-2 can be loaded")
+    inner, n_embd = settings.get("n_inner"), settings.get("n_embd")
+    is_usual = inner is None or n_embd is None or inner == 4 * n_embd
+    require(is_usual, f"{path}: n_inner is {inner}, but only 4 * n_embd, as in GPT-2, can be loaded")
+    return settings
+
+
+def config_of(state, settings, path):
+    """The GPTConfig of a state_dict: its shapes say all but the heads. Those are in config.json, or of 64 channels."""
     vocab_size, n_embd = state["transformer.wte.weight"].shape
     layers = {int(name.split(".")[2]) for name in state if name.startswith("transformer.h.")}
-    block_size, n_head = len(state["transformer.wpe.weight"]), n_embd // 64
-    config = folder / "config.json"
-    if config.exists():
-        said = json.loads(config.read_text(encoding="utf-8"))
-        known = said.get("activation_function", "gelu_new") in ("gelu_new", "gelu_pytorch_tanh")
-        known = known and abs(said.get("layer_norm_epsilon", 1e-5) - 1e-5) < 1e-9
-        require(known and said.get("model_type", "gpt2") == "gpt2", f"{config}: not GPT-2's architecture")
-        n_head = said.get("n_head", n_head)
-    require(n_head, f"{path}: {n_embd} channels do not say how many heads; put config.json beside it")
-    return GPTConfig(max(layers) + 1, n_head, n_embd, block_size, vocab_size)
+    inner = len(state["transformer.h.0.mlp.c_fc.weight"])
+    require(inner == 4 * n_embd, f"{path}: n_inner is {inner}, but only 4 * n_embd, as in GPT-2, can be loaded")
+    n_head = settings.get("n_head", n_embd // 64)
+    heads_fit = isinstance(n_head, int) and n_head > 0 and n_embd % n_head == 0
+    require(heads_fit, f"{path}: {n_embd} channels do not make {n_head} heads; put the right config.json beside it")
+    return GPTConfig(max(layers) + 1, n_head, n_embd, len(state["transformer.wpe.weight"]), vocab_size)
 
 
-def load_gpt2(name, device="cpu", dropout=0.0, tokenizer=None):
+def load_gpt2(name, device="cpu", dropout=0.0, tokenizer_spec=None):
     """-> (GPT, tiktoken.Encoding, checkpoint dict), like load_checkpoint for a policy of ours.
 
-    tokenizer: the data folder's; it has to have as many tokens as the model. Without one, vocab.json and merges.txt
-    beside the weights are read.
+    tokenizer_spec: the data folder's, see `choose_tokenizer`. dropout: of the model's config.
     """
     path = find(str(name))
+    settings = read_architecture(path.parent)
     try:
-        safe = path.suffix == ".safetensors"
-        tensors = read_safetensors(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-        state = to_ours(tensors)
-        config = replace(shape_of(state, path.parent, path), dropout=dropout)
+        if path.suffix == ".safetensors":
+            tensors = read_safetensors(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        check_head(tensors, path)
+        state = from_gpt2(tensors)
+        config = replace(config_of(state, settings, path), dropout=dropout)
         with torch.device("meta"):
             model = GPT(config)
         model.load_state_dict(state, assign=True)
     except (BadInput, OSError):
         raise
     except Exception as problem:
-        reason = str(problem).splitlines()[0][:100] if str(problem) else type(problem).__name__
+        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
         raise BadInput(f"{path}: not GPT-2's weights ({reason}); pass a file in Hugging Face's GPT-2 layout") from None
-    tokenizer = tokenizer or read_tokenizer(path.parent)
-    encoding = build_tokenizer(tokenizer)
-    same = encoding.n_vocab == config.vocab_size
-    fix = "make the data folder with GPT-2's tokenizer (--gpt2 or --gpt2_files)"
-    require(same, f"{path}: {config.vocab_size} tokens, but the tokenizer has {encoding.n_vocab}; {fix}")
+    tokenizer_spec = choose_tokenizer(tokenizer_spec, path.parent, config.vocab_size)
     for p in model.parameters():
         p.requires_grad_(True)
-    checkpoint = {"kind": "policy", "model_config": vars(config), "tokenizer": tokenizer, "config": {}, "step": 0}
-    return model.to(device).eval(), encoding, checkpoint
+    checkpoint = {"kind": "policy", "model_config": vars(config), "tokenizer": tokenizer_spec, "config": {}, "step": 0}
+    return model.to(device).eval(), build_tokenizer(tokenizer_spec), checkpoint
 
 
-# ---------------------------------------------------------------------------------------------------- tokenizer files
+def choose_tokenizer(tokenizer_spec, folder, vocab_size):
+    """The tokenizer_spec to use: the data folder's, which must be the one that the weights were trained with.
 
-
-def byte_letters():
-    """GPT-2's files spell every byte as a printable letter: itself where it is one, else one from 256 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-
-
-def merges_of(tokens):
-    """[bytes] in rank order -> the pair each was merged from: what BPE leaves of it with the earlier merges alone."""
-    rank, merges = {token: i for i, token in enumerate(tokens)}, []
-    for limit, token in enumerate(tokens):
-        parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            best = min(range(len(parts) - 1), key=lambda i: rank.get(parts[i] + parts[i + 1], limit))
-            require(rank.get(parts[best] + parts[best + 1], limit) < limit, f"token {token!r} cannot be merged")
-            parts[best : best + 2] = [parts[best] + parts[best + 1]]
-        if len(parts) == 2:
-            merges.append(tuple(parts))
-    return merges
-
-
-def write_tokenizer(folder, encoding):
-    """vocab.json, merges.txt and tokenizer_config.json, as GPT-2's."""
-    letters = byte_letters()
-    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab - 1)]
-    spelled = {token: "".join(letters[b] for b in token) for token in tokens}
-    vocabulary = {spelled[token]: i for i, token in enumerate(tokens)} | {END_OF_TEXT: encoding.eot_token}
-    with whole_file(folder / "vocab.json") as file:
-        json.dump(vocabulary, file, ensure_ascii=False)
-    with whole_file(folder / "merges.txt") as file:
-        file.write("#version: 0.2\n" + "".join(f"{spelled[a]} {spelled[b]}\n" for a, b in merges_of(tokens)))
-    special = {key: END_OF_TEXT for key in ("bos_token", "eos_token", "unk_token")}
-    with whole_file(folder / "tokenizer_config.json") as file:
-        json.dump(special | {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}, file, indent=1)
-
-
-def read_tokenizer(folder):
-    """vocab.json and merges.txt -> tokenizer dict."""
-    folder = Path(folder)
-    if not (folder / "vocab.json").exists():
-        return gpt2_tokenizer_spec()
-    try:
-        back = {letter: b for b, letter in byte_letters().items()}
-        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        vocabulary.pop(END_OF_TEXT)
-        tokens = [bytes(back[letter] for letter in word) for word in sorted(vocabulary, key=vocabulary.get)]
-    except (ValueError, KeyError) as problem:
-        raise BadInput(f"{folder}/vocab.json: not GPT-2's vocabulary ({problem!r}); copy it again") from None
-    return tokenizer_spec_from(tokens, "gpt2")
+    Without one, that of vocab.json and merges.txt beside the weights; weights without these files read GPT-2's tokens.
+    """
+    beside = read_gpt2_files(folder) if (folder / "vocab.json").exists() else None
+    chosen = tokenizer_spec or beside or gpt2_tokenizer_spec()
+    size = build_tokenizer(chosen).n_vocab
+    fix = "make the data folder with GPT-2's tokenizer (--gpt2 or --gpt2_files)"
+    require(size == vocab_size, f"{folder}: {vocab_size} tokens, but the tokenizer has {size}; {fix}")
+    same = beside is None or all(chosen[key] == beside[key] for key in ("ranks", "special"))
+    fix = f"make the data folder with that of these weights (--gpt2_files {folder})"
+    require(same, f"{folder}/vocab.json: another tokenizer than the data folder's; {fix}")
+    return chosen
 
 
 # ---------------------------------------------------------------------------------------------------- out
 
 
-def export(model, encoding, folder):
-    """Write a GPT as a folder in Hugging Face's layout."""
-    folder, cfg = output_folder(folder), model.config
+def export(model, tokenizer, folder):
+    """Write a GPT and its tokenizer (tiktoken.Encoding) as a folder in Hugging Face's layout."""
+    folder, cfg, eot = output_folder(folder), model.config, tokenizer.eot_token
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
     config |= {"n_layer": cfg.n_layer, "n_head": cfg.n_head, "n_embd": cfg.n_embd, "vocab_size": cfg.vocab_size}
     config |= {"n_positions": cfg.block_size, "n_ctx": cfg.block_size, "layer_norm_epsilon": 1e-5}
-    config |= {f"{what}_pdrop": cfg.dropout for what in ("attn", "embd", "resid")}
-    config |= {"bos_token_id": encoding.eot_token, "eos_token_id": encoding.eot_token, "tie_word_embeddings": True}
+    config |= {"attn_pdrop": cfg.dropout, "embd_pdrop": cfg.dropout, "resid_pdrop": cfg.dropout}
+    config |= {"bos_token_id": eot, "eos_token_id": eot, "tie_word_embeddings": True}
     with whole_file(folder / "config.json") as file:
         json.dump(config, file, indent=1)
     with whole_file(folder / "generation_config.json") as file:
-        eot = encoding.eot_token
         json.dump({"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}, file, indent=1)
-    write_tokenizer(folder, encoding)
-    write_safetensors(folder / "model.safetensors", to_theirs(model.state_dict()))
-
-
-def main(cfg):
-    require(cfg.checkpoint, "--checkpoint: give a policy to export, e.g. out/run/ppo.pt")
-    model, encoding, _ = load_checkpoint(cfg.checkpoint, "policy")
-    export(model, encoding, cfg.out)
-    print(f"wrote {cfg.out}/: transformers loads it with GPT2LMHeadModel.from_pretrained({cfg.out!r})")
-    if model.config not in SIZES.values():
-        print(f"  a model of {model.config.n_layer} layers x {model.config.n_embd}, {model.config.vocab_size} tokens")
-
-
-if __name__ == "__main__":
-    sys.modules["gpt2"] = sys.modules["__main__"]
-    command_line(Config, main, __doc__)
+    write_gpt2_files(folder, tokenizer)
+    write_safetensors(folder / "model.safetensors", to_gpt2(model.state_dict()))

@@ -100,7 +100,7 @@ def load_labelers(cfg):
     """{group: [labeler]}; validation prompts are ranked by people of every group."""
     if cfg.labeler == "terminal":
         return {"training": [Person()]}
-    from data.labelers import load_labelers as load_villagers
+    from data.village.labelers import load_labelers as load_villagers
 
     return {group: load_villagers(cfg.data, group) for group in ("training", "held_out")}
 

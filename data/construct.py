@@ -22,19 +22,38 @@ def key_of(prompt):
     return re.sub(r"\s+", " ", prompt.lower()).strip().rstrip(".!?")
 
 
-def deduplicate(records, prefix=PREFIX):
-    """Keep one of all prompts whose first `prefix` characters agree, or of which one is the beginning, and at least
-    two thirds, of the other ("Hello" and "Hello!!", not "Who" and "Who wrote it?"). Ours: the paper gives no rule.
+def hash_fraction(text):
+    """A number from 0 to 1 that depends on the text alone."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
 
-    In sorted order all prompts that begin with a prompt follow it directly, so one pass is enough. Order is kept.
+
+def hashed_split(name, valid, test):
+    """The split of a user or prompt by the hash of its name. valid, test: shares of these splits, from 0 to 1."""
+    x = hash_fraction(name)
+    if x < test:
+        return "test"
+    if x < test + valid:
+        return "valid"
+    return "train"
+
+
+def deduplicate(records, prefix=PREFIX):
+    """Drop prompts that resemble one that is kept. The kept records stay in their order.
+
+    Two prompts are alike if their first `prefix` characters agree, or if one is the beginning, and at least two thirds,
+    of the other ("Hello" and "Hello!!", not "Who" and "Who wrote it?"). Ours: the paper gives no rule.
+
+    In sorted order all prompts that begin with a prompt follow it directly, so one pass is enough.
     """
+    keys = [key_of(record["prompt"]) for record in records]
     kept, beginnings, seen = set(), [], set()  # beginnings: kept keys that the current key begins with, longest last
-    for i in sorted(range(len(records)), key=lambda i: (key_of(records[i]["prompt"]), i)):
-        key = key_of(records[i]["prompt"])
+    for i in sorted(range(len(records)), key=lambda i: (keys[i], i)):
+        key = keys[i]
         while beginnings and not key.startswith(beginnings[-1]):
             beginnings.pop()
-        nearly_all = beginnings and 3 * len(beginnings[-1]) >= 2 * len(key)
-        if nearly_all or (len(key) >= prefix and key[:prefix] in seen):
+        mostly_a_kept_one = len(beginnings) > 0 and 3 * len(beginnings[-1]) >= 2 * len(key)
+        prefix_of_a_kept_one = len(key) >= prefix and key[:prefix] in seen
+        if mostly_a_kept_one or prefix_of_a_kept_one:
             continue
         kept.add(i)
         beginnings.append(key)
@@ -55,8 +74,7 @@ def cap_users(records, cap=USER_CAP):
 def split_by_user(records, valid=0.1, test=0.1):
     """Give every record a split that depends on its user alone; records that already say their split keep it."""
     for record in records:
-        x = int(hashlib.sha256(record["user"].encode()).hexdigest()[:8], 16) / 0xFFFFFFFF
-        record.setdefault("split", "test" if x < test else "valid" if x < test + valid else "train")
+        record.setdefault("split", hashed_split(record["user"], valid, test))
     splits = defaultdict(set)
     for record in records:
         splits[record["user"]].add(record["split"])
@@ -74,20 +92,20 @@ def use_case_mix(records, shares):
     """Thin what is too frequent, so that every split has the mix of Table 1 again. shares: {use case: percent}.
 
     Deduplication takes more from the use cases whose prompts resemble each other. A split keeps as many prompts as its
-    scarcest use case allows; where that is fewer than half of them, the other use cases keep their shares of half (ours:
-    the paper's mix is what came in). Which prompts are kept does not depend on their order.
+    scarcest use case allows; where that is fewer than half of them, the other use cases keep their shares of half
+    (ours: the paper's mix is what came in). Which prompts are kept does not depend on their order.
     """
     kept, total = set(), sum(shares.values())
-    for split in {r["split"]: 0 for r in records}:
-        by = defaultdict(list)
+    for split in {record["split"] for record in records}:
+        indices = defaultdict(list)  # use case -> where its prompts of this split are
         for i, record in enumerate(records):
             if record["split"] == split:
-                by[record["use_case"]].append(i)
-        scarcest = min(len(by[u]) * total / share for u, share in shares.items())
-        size = max(scarcest, sum(map(len, by.values())) / 2)
-        for u, share in shares.items():
-            by[u].sort(key=lambda i: hashlib.sha256(records[i]["prompt"].encode()).digest())
-            kept.update(by[u][: round(size * share / total)])
+                indices[record["use_case"]].append(i)
+        scarcest = min(len(indices[use_case]) * total / share for use_case, share in shares.items())
+        size = max(scarcest, sum(map(len, indices.values())) / 2)
+        for use_case, share in shares.items():
+            in_order = sorted(indices[use_case], key=lambda i: hashlib.sha256(records[i]["prompt"].encode()).digest())
+            kept.update(in_order[: round(size * share / total)])
     return [record for i, record in enumerate(records) if i in kept]
 
 
@@ -114,20 +132,27 @@ def expand_few_shot(pairs, rng, subsets=1):
     examples = []
     for i, (query, response) in enumerate(pairs):
         others = pairs[:i] + pairs[i + 1 :]
-        for subset in range(subsets if len(others) > 1 else 1):  # nothing smaller than one other pair
-            shots = rng.sample(others, len(others) if subset == 0 else rng.randint(1, len(others) - 1))
-            examples.append(("".join(f"{q}{r}\n\n" for q, r in shots) + query, response))
+        smaller_contexts = len(others) > 1  # nothing is smaller than one other pair
+        for subset in range(subsets if smaller_contexts else 1):
+            size = len(others) if subset == 0 else rng.randint(1, len(others) - 1)
+            context = "".join(f"{q}{r}\n\n" for q, r in rng.sample(others, size))
+            examples.append((context + query, response))
     return examples
 
 
 def tables(steps, counts, prompts, lengths):
-    """The paper's Tables 6, 1 and 9 for this data set, as text. lengths: {data set: list of prompt tokens}."""
+    """The paper's Tables 6, 1 and 9 for this data set, as text.
+
+    steps: as `construct` returns them. counts: {(data set, split): {"labeler": prompts, "customer": prompts}}.
+    prompts: records. lengths: {data set: [tokens of each prompt], at least one}.
+    """
     lines = ["Construction (paper §3.2)", f"  {'step':16}{'left':>8}{'removed':>9}"]
     lines += [f"  {name:16}{left:8,}{removed:9,}" for name, left, removed in steps]
     lines += ["", "Sizes, in prompts (paper Table 6)", f"  {'':6}{'split':8}{'labeler':>9}{'customer':>9}{'total':>8}"]
-    for (name, split), by in counts.items():
-        lines.append(f"  {name:6}{split:8}{by['labeler']:9,}{by['customer']:9,}{sum(by.values()):8,}")
-    share = Counter(r["use_case"] for r in prompts)
+    for (name, split), by_source in counts.items():
+        labeler, customer = by_source["labeler"], by_source["customer"]
+        lines.append(f"  {name:6}{split:8}{labeler:9,}{customer:9,}{labeler + customer:8,}")
+    share = Counter(record["use_case"] for record in prompts)
     lines += ["", "Use cases of the customers' prompts (paper Table 1)"]
     lines += [f"  {use_case:16}{100 * n / len(prompts):5.1f} %" for use_case, n in share.most_common()]
     lines += [
@@ -136,6 +161,6 @@ def tables(steps, counts, prompts, lengths):
         f"  {'':12}{'n':>7}{'mean':>7}{'25 %':>6}{'50 %':>6}{'75 %':>6}{'max':>6}",
     ]
     for name, n in lengths.items():
-        low, middle, high = quantiles(n if len(n) > 1 else 2 * n, n=4)
+        low, middle, high = quantiles(n, n=4) if len(n) > 1 else (n[0], n[0], n[0])
         lines.append(f"  {name:12}{len(n):7,}{mean(n):7.1f}{low:6.0f}{middle:6.0f}{high:6.0f}{max(n):6}")
     return "\n".join(lines)

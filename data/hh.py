@@ -19,7 +19,6 @@ Dropped and counted: dialogues that differ before the last answer, empty answers
 from a file whose name begins with "test" is in the test split. Tokenizer, corpus, splits and checks: data/files.py.
 """
 
-import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -28,56 +27,51 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import command_line, require
-from data.download import cache, download
-from data.files import build, check_options, named, read_records
+from data.download import cache_folder, download, hub_url
+from data.files import FolderOptions, build, check_options, paths_in, read_records
 from data.folder import text_of
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
+SUBSETS = ("helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base")
 
 
 @dataclass
-class Config:
+class Config(FolderOptions):
     out: str = "out/hh"  # the data folder to write
     files: str = ""  # the release's files, .jsonl or .jsonl.gz; several: a,b; default: download --subset
     subset: str = "helpful-base"  # folders of the release to download; several: a,b
     limit: int = 0  # at most so many pairs of each file; 0 = all
     corpus: str = ""  # text to pretrain on, as data/files.py reads it; default: the dialogues themselves
-    vocab_size: int = 4096  # of a tokenizer trained on the corpus, unless one of the next two is given   GPT-2: 50257
-    gpt2: bool = False  # GPT-2's tokenizer by name (downloaded once)
-    gpt2_files: str = ""  # GPT-2's tokenizer from a folder with encoder.json and vocab.bpe
-    bpe_megabytes: int = 20  # train the tokenizer on the first so many MB of the corpus
-    valid: float = 0.1  # share of prompts
-    test: float = 0.1  # share of prompts
-    corpus_valid: float = 0.02  # share of documents, but at least one
 
 
 def split_dialogue(chosen, rejected):
-    """Two dialogues -> (prompt, chosen answer, rejected answer), or the reason why they are not a pair."""
+    """Two dialogues -> ((prompt, chosen answer, rejected answer), ""), or (None, why they are not a pair)."""
     cut = chosen.rfind(ASSISTANT)
     if cut < 0 or not chosen.startswith(HUMAN):
-        return "not a dialogue of Human and Assistant"
+        return None, "not a dialogue of Human and Assistant"
     prompt = chosen[: cut + len(ASSISTANT)]
-    if not rejected.startswith(prompt) or HUMAN in rejected[len(prompt) :] or ASSISTANT in rejected[len(prompt) :]:
-        return "differ before the last answer"
-    if HUMAN in chosen[len(prompt) :]:
-        return "the chosen dialogue does not end with an answer"
-    answers = [" " + text[len(prompt) :].strip() for text in (chosen, rejected)]
-    if not all(map(str.strip, answers)):
-        return "an answer is empty"
-    return "both answers are the same" if answers[0] == answers[1] else (prompt, *answers)
+    better, worse = chosen[len(prompt) :], rejected[len(prompt) :]
+    if not rejected.startswith(prompt) or HUMAN in worse or ASSISTANT in worse:
+        return None, "differ before the last answer"
+    if HUMAN in better:
+        return None, "the chosen dialogue does not end with an answer"
+    better, worse = better.strip(), worse.strip()
+    if better == "" or worse == "":
+        return None, "an answer is empty"
+    if better == worse:
+        return None, "both answers are the same"
+    return (prompt, " " + better, " " + worse), ""
 
 
 def read_pairs(paths, limit):
-    """-> demonstrations, comparisons, prompts, as lists of records."""
+    """-> demonstrations, comparisons, prompts, as lists of records. limit: pairs to read of each file, 0 = all."""
     prompts, demonstrations, comparisons, dropped, read = [], [], [], Counter(), 0
     for path in paths:
-        for number, (where, record) in enumerate(read_records(path)):
-            if limit and number >= limit:
-                break
+        for where, record in read_records(path, limit):
             read += 1
-            pair = split_dialogue(text_of(record, "chosen", where), text_of(record, "rejected", where))
-            if isinstance(pair, str):
-                dropped[pair] += 1
+            pair, reason = split_dialogue(text_of(record, "chosen", where), text_of(record, "rejected", where))
+            if pair is None:
+                dropped[reason] += 1
                 continue
             prompt, better, worse = pair
             base = {"prompt": prompt, "use_case": "dialogue"}
@@ -95,20 +89,20 @@ def read_pairs(paths, limit):
 
 def fetch(subsets):
     """The release's files of these folders, downloaded once."""
-    known = ("helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base")
-    endpoint, paths = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"), []
+    paths = []
     for subset in subsets:
-        require(subset in known, f"--subset {subset}: choose from {', '.join(known)}")
+        require(subset in SUBSETS, f"--subset {subset}: choose from {', '.join(SUBSETS)}")
         for file in ("train.jsonl.gz", "test.jsonl.gz"):
-            url = f"{endpoint}/datasets/Anthropic/hh-rlhf/resolve/main/{subset}/{file}"
-            paths.append(download(url, cache() / "hh-rlhf" / subset / file, "", f"{subset}/{file}"))
+            url = hub_url(f"datasets/Anthropic/hh-rlhf/resolve/main/{subset}/{file}")
+            paths.append(download(url, cache_folder() / "hh-rlhf" / subset / file, f"{subset}/{file}"))
     return paths
 
 
 def main(cfg):
-    require(cfg.limit >= 0, f"--limit {cfg.limit}: 0 for all, or a positive number")
     check_options(cfg, needs_corpus=False)
-    build(cfg, *read_pairs(named(cfg.files) or fetch(named(cfg.subset)), cfg.limit))
+    paths = paths_in(cfg.files) or fetch(paths_in(cfg.subset))
+    demonstrations, comparisons, prompts = read_pairs(paths, cfg.limit)
+    build(cfg, demonstrations, comparisons, prompts)
 
 
 if __name__ == "__main__":

@@ -1,133 +1,151 @@
-"""The whole paper in small: run.py, its interruption by kill -9, and the evaluation's arithmetic."""
+"""All steps in small: run.py, killed and continued, and what it does again when something has changed."""
 
 import json
 import math
 import os
-import re
-import shlex
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import evaluate
-from alternatives import compare
-from plumbing import BadInput
+import run
+from core.config import BadInput
+from core.report import has
 from run import Config, main
 
 ROOT = Path(__file__).resolve().parents[1]
-KEYS = ("helpful", "truthful", "harmless", "length", "corpus_loss")
+STAGES = ["data", "pretrain", "sft", "ppo_init", "collect", "reward", "choose_sft", "ppo", "ppo_ptx", "evaluate"]
 
 
-def run(out, *more, **kwargs):
-    env = os.environ | {"OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "run.py", "--quick", "--threads", "2", "--out", str(out), *more]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, **kwargs)
+def start_run(out):
+    command = [sys.executable, "run.py", "--quick", "--threads", "2", "--out", str(out)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def without_times(report):
-    return {k: v for k, v in report.items() if k not in ("seconds", "config")}
+    return {key: value for key, value in report.items() if key not in ("seconds", "config")}
+
+
+def read_report(out):
+    return json.loads((out / "report.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run that was killed in the middle of PPO-ptx, and then continued."""
+def killed(tmp_path_factory):
+    """A run that was killed in the middle of PPO-ptx, and then continued. -> run folder, what the second call printed"""
     out = tmp_path_factory.mktemp("run") / "whole"
-    command = [sys.executable, "run.py", "--quick", "--threads", "2", "--out", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    ptx = False
-    for line in process.stdout:
-        ptx = ptx or "ppo_ptx ·" in line
-        if ptx and line.startswith("   1 "):  # its second iteration
-            process.send_signal(signal.SIGKILL)
+    process = start_run(out)
+    deadline = time.time() + 300
+    while not list(out.glob("ppo_ptx.state-*.pt")):
+        assert process.poll() is None and time.time() < deadline, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    done = run(out, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("already there") == 7  # all but PPO-ptx and evaluate
-    return out, done.stdout, json.loads((out / "report.json").read_text())
+    assert not (out / "ppo_ptx.pt").exists(), "killed too late to show anything"
+    process = start_run(out)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return out, printed
 
 
-def test_run_writes_the_whole_report(finished):
-    out, printed, report = finished
+def test_a_killed_stage_goes_on_from_its_last_state(killed):
+    out, printed = killed
+    assert printed.count("already there") == STAGES.index("ppo_ptx")
+    assert "resuming after step" in (out / "quick.log").read_text()
+    assert not list(out.glob("*.state-*"))
+
+
+def test_the_report_has_every_model_and_measure(killed):
+    out, _ = killed
+    report = read_report(out)
     assert set(report["models"]) == {"gpt", "gpt_prompted", "sft", "ppo_init", "ppo", "ppo_ptx"}
     for model in report["models"].values():
-        assert all(math.isfinite(model[k]) for k in KEYS)
+        for key in ("helpful", "truthful", "harmless", "length", "score", "corpus_loss"):
+            assert math.isfinite(model[key])
         for group in ("training", "held_out"):
             rate = model["win_rate"][group]
             assert 0 <= rate["mean"] <= 1 and rate["low"] <= rate["mean"] <= rate["high"] and rate["n"] > 0
-    assert {"pretrain", "sft", "reward", "ppo", "ppo_ptx", "evaluate"} <= set(report["seconds"])
+    assert set(STAGES) == set(report["seconds"])
     assert report["over_optimisation"]["ppo"] and report["over_optimisation"]["best_of_n"][0]["sqrt_kl"] == 0
-    assert (out / "report.md").read_text().startswith("# Report") and "minutes:" in printed
+    assert has(report, "tasks") and (out / "report.md").read_text().startswith("# Report")
 
 
-def test_a_second_run_skips_everything(finished, capsys):
-    out, *_ = finished
+def test_a_quick_run_prints_little(killed):
+    _, printed = killed
+    assert len(printed.splitlines()) < 40 and "mean nothing" in printed
+
+
+def test_a_second_run_skips_everything(killed, capsys):
+    out, _ = killed
     before = (out / "report.json").read_bytes()
     main(Config(quick=True, threads=2, out=str(out)))
-    assert capsys.readouterr().out.count("already there") == 9 and (out / "report.json").read_bytes() == before
+    assert capsys.readouterr().out.count("already there") == len(STAGES)
+    assert (out / "report.json").read_bytes() == before
 
 
-def test_a_changed_setting_redoes_what_depends_on_it_and_killed_and_continued_is_uninterrupted(finished, capsys):
+def test_killed_and_continued_is_uninterrupted_and_a_changed_setting_redoes_what_depends_on_it(killed, capsys):
     """Another γ, and back to the first: PPO-ptx in one go gives what it gave when it was killed on the way."""
-    out, _, first = finished
+    out, _ = killed
+    first = read_report(out)
     main(Config(quick=True, threads=2, out=str(out), ptx_coef=0.7))
-    assert capsys.readouterr().out.count("already there") == 7
-    second = json.loads((out / "report.json").read_text())
-    assert (
-        first["models"]["ppo"] == second["models"]["ppo"] and first["models"]["ppo_ptx"] != second["models"]["ppo_ptx"]
-    )
+    assert capsys.readouterr().out.count("already there") == len(STAGES) - 2
+    second = read_report(out)
+    assert first["models"]["ppo"] == second["models"]["ppo"]
+    assert first["models"]["ppo_ptx"] != second["models"]["ppo_ptx"]
     main(Config(quick=True, threads=2, out=str(out)))
-    assert without_times(json.loads((out / "report.json").read_text())) == without_times(first)
+    assert without_times(read_report(out)) == without_times(first)
 
 
-def test_readme_commands_exist_and_their_flags_are_known():
-    """Every `python x.py --flags` in the README names a script that is there and flags that it has."""
-    commands = re.findall(r"python ((?:\w+/)?\w+\.py[^\n#`&]*)", (ROOT / "README.md").read_text())
-    assert any(c.startswith("run.py") for c in commands) and len(commands) >= 8
-    for command in commands:
-        script, *flags = shlex.split(command.strip())
-        text = (ROOT / script).read_text()
-        if script.startswith("alternatives/"):
-            text += (ROOT / "alternatives" / "common.py").read_text()
-        for flag in (f for f in flags if f.startswith("--")):
-            name = flag.split("=")[0].removeprefix("--").removeprefix("no-")
-            assert name == "help" or re.search(rf"^    {name}: ", text, flags=re.M), f"{script} has no --{name}"
+def test_own_rankings_in_the_run_folder_are_used_and_kept(killed, capsys, monkeypatch):
+    """Somebody has ranked other answers: run.py does not collect over them, and what depends on them is done again."""
+    out, _ = killed
+    path = out / "comparisons.jsonl"
+    simulated = path.read_text()
+    own = "".join(line for i, line in enumerate(simulated.splitlines(keepends=True)) if i % 3)
+    path.write_text(own)
+    done = []
+    for module in {stage.script for stage in run.stages(Config(quick=True, out=str(out)))}:
+        monkeypatch.setattr(module, "main", lambda cfg, name=module.__name__: done.append(name))
+    with pytest.raises(FileNotFoundError):  # the stand-in for reward.py writes nothing
+        (out / "reward.pt").rename(out / "reward.kept")
+        main(Config(quick=True, threads=2, out=str(out)))
+    (out / "reward.kept").rename(out / "reward.pt")
+    assert "was not made here" in capsys.readouterr().out
+    assert path.read_text() == own and done == ["reward"]
+    path.write_text(simulated)
 
 
-def test_preference_counts_both_orders_and_ties_half():
-    class FirstWins:
-        def rank(self, prompt, completions):
-            return [1, 2]
-
-    class Likes:
-        def rank(self, prompt, completions):
-            return [2 - ("good" in c) for c in completions]
-
-    assert (
-        evaluate.preference(FirstWins(), "x", "a", "b") == 0.5
-    )  # a labeler who always takes the first place says nothing
-    assert evaluate.preference(Likes(), "x", "good", "b") == 1.0
-    assert evaluate.preference(Likes(), "x", "a", "good") == 0.0
-    assert evaluate.preference(Likes(), "x", "a", "b") == 0.5
+def test_the_code_of_a_stage_is_found_through_its_imports():
+    """By hand: what sft.py imports, and through it the rest; nothing of the later stages."""
+    found = {str(path.relative_to(ROOT)) for path in run.source_files(ROOT / "sft.py")}
+    assert {"sft.py", "pretrain.py", "model.py", "core/sampling.py", "core/text.py", "data/bpe.py"} <= found
+    assert not {"ppo.py", "reward.py", "evaluate.py", "core/report.py"} & found
+    assert "data/village/labelers.py" in {str(p.relative_to(ROOT)) for p in run.source_files(ROOT / "data/collect.py")}
 
 
-def test_interval_is_over_prompts():
-    r = evaluate.mean_and_interval([0.0, 1.0, 0.5, 0.5])
-    deviation = math.sqrt(sum((x - 0.5) ** 2 for x in (0, 1, 0.5, 0.5)) / 3)
-    assert r["mean"] == 0.5 and r["n"] == 4 and r["high"] - 0.5 == pytest.approx(1.96 * deviation / 2)
-
-
-def test_run_refuses_a_missing_data_folder(tmp_path):
+def test_a_missing_or_unusable_data_folder_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no such data folder"):
         main(Config(out=str(tmp_path / "x"), data=str(tmp_path / "nothing")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="somebody has to rank"):
+        main(Config(out=str(tmp_path / "x"), data=str(tmp_path / "empty")))
 
 
-def test_the_alternatives_on_one_table(finished, capsys):
+def test_run_is_one_process(tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="torchrun"):
+        main(Config(out=str(tmp_path)))
+
+
+def test_the_alternatives_on_one_table(killed, capsys):
     """The run's models, then a method of each script that has no such test of its own, in small: a row for each."""
-    out, wanted = finished[0], ["llama2", "rlaif", "rlaif_direct", "helpful", "cai_sl", "cai"]
+    from alternatives import compare
+
+    out, wanted = killed[0], ["llama2", "rlaif", "rlaif_direct", "helpful", "cai_sl", "cai"]
     cfg = compare.Config(runs=str(out), methods=",".join(wanted), quick=True, prompts=8, labelers=1, best_of=2)
     compare.main(replace(cfg, max_new_tokens=16, threads=2))
     rows, printed = json.loads((out / "alternatives.json").read_text()), capsys.readouterr().out

@@ -5,12 +5,12 @@ import json
 from collections import defaultdict
 
 import pytest
-from test_gpt2 import Server
+from file_server import Server
 
+from core.config import BadInput
 from data import hh, oasst, summarize
-from data.download import cache
+from data.download import cache_folder
 from data.folder import Corpus, read_comparisons, read_demonstrations, read_prompts, write_jsonl
-from plumbing import BadInput
 
 
 def dialogue(*turns):
@@ -111,6 +111,9 @@ WRONG = {
     "a choice that is no number": (comparison(1, choice=True), '"choice" is True'),
     "split": (comparison(1, "dev"), "\"split\" is 'dev'"),
     "a summary without text": (comparison(1, summaries=[{}, {}]), 'no "text"'),
+    "a split that is a list": (comparison(1, ["train"]), r"\"split\" is \['train'\]"),
+    "a title that is no text": (comparison(1, info=post(1, title=3)), '"title" must be text'),
+    "a post that is no text": (comparison(1, info=post(1, post=["x"])), '"post" must be text'),
     "a post without title": (comparison(1, info={"post": "x", "subreddit": "y"}), 'key "title" is missing'),
 }
 
@@ -120,8 +123,31 @@ def test_wrong_comparisons_say_file_and_line(tmp_path, name):
     record, text = WRONG[name]
     write_jsonl(tmp_path / "batch.json", [comparison(0), record])
     with pytest.raises(BadInput, match=rf"batch\.json:2: .*{text}"):
-        summarize.read_comparisons([tmp_path / "batch.json"], 0)
-    assert len(summarize.read_comparisons([tmp_path / "batch.json"], 1)) == 1, "--limit reads no further"
+        summarize.read_pairs([tmp_path / "batch.json"], 0)
+    assert len(summarize.read_pairs([tmp_path / "batch.json"], 1)) == 1, "--limit reads no further"
+
+
+@pytest.mark.parametrize("title", ["", "  ", None])
+def test_a_post_without_a_title_is_a_post(tmp_path, title):
+    write_jsonl(tmp_path / "batch.json", [comparison(0, info=post(0, title=title))])
+    write_jsonl(tmp_path / "train.jsonl", [post(0, title=title, summary="Cats.")])
+    prompt = "SUBREDDIT: r/cats\n\nTITLE: \n\nPOST: 0 cats sat on a mat.\n\nTL;DR:"
+    assert summarize.read_pairs([tmp_path / "batch.json"], 0)[0]["prompt"] == prompt
+    assert summarize.read_references([tmp_path / "train.jsonl"], 0)[0]["prompt"] == prompt
+
+
+def test_empty_posts_and_summaries_are_dropped_and_counted(tmp_path, capsys):
+    records = [comparison(0), comparison(1, info=post(1, post=" ")), comparison(2, info=post(2, post=None))]
+    write_jsonl(tmp_path / "batch.json", records)
+    assert len(summarize.read_pairs([tmp_path / "batch.json"], 0)) == 1
+    assert "2 dropped: not about a post" in capsys.readouterr().out
+    posts = [post(0, summary="Cats."), post(1, summary=" "), post(2, summary="Cats.", post="")]
+    write_jsonl(tmp_path / "train.jsonl", posts)
+    assert [r["completion"] for r in summarize.read_references([tmp_path / "train.jsonl"], 0)] == [" Cats."]
+    assert "2 dropped: an empty post or summary" in capsys.readouterr().out
+    write_jsonl(tmp_path / "train.jsonl", [post(0, summary="Cats."), post(1)])
+    with pytest.raises(BadInput, match=r'train\.jsonl:2: key "summary" is missing'):
+        summarize.read_references([tmp_path / "train.jsonl"], 0)
 
 
 def test_wrong_dialogues_say_file_and_line(tmp_path):
@@ -142,8 +168,8 @@ def test_releases_are_downloaded_once(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setattr(summarize, "RELEASE", server.url)
         paths = [*hh.fetch(["helpful-base"]), oasst.fetch(), *summarize.fetch("dataset/comparisons", ["batch3.json"])]
-        assert [p.read_bytes() for p in paths] == [b"content"] * 4 and all(cache() in p.parents for p in paths)
-        assert [path for path, _ in server.asked] == [
+        assert [p.read_bytes() for p in paths] == [b"content"] * 4 and all(cache_folder() in p.parents for p in paths)
+        assert server.asked == [
             "/datasets/Anthropic/hh-rlhf/resolve/main/helpful-base/train.jsonl.gz",
             "/datasets/Anthropic/hh-rlhf/resolve/main/helpful-base/test.jsonl.gz",
             "/datasets/OpenAssistant/oasst1/resolve/main/2023-04-12_oasst_ready.trees.jsonl.gz",

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,21 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from data import files, oasst
+from core.config import BadInput, comments_of
+from data import files, hh, oasst, summarize
 from data.bpe import END_OF_TEXT
 from data.construct import key_of
 from data.folder import (
     Corpus,
-    load_folder_tokenizer,
+    load_tokenizer,
     read_comparisons,
     read_demonstrations,
     read_prompts,
     write_jsonl,
 )
-from plumbing import BadInput
 
-ROOT = Path(__file__).resolve().parents[1]
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[2]
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 TREES = REAL / "oasst_en_100_trees.jsonl.gz"
 
 PAGES = [f"Page {i}\n\nThe {i}th cat sat on a mat, and so did the {i + 1}th dog." for i in range(60)]
@@ -76,11 +77,11 @@ def records_of(folder, name):
 
 def corpus_documents(folder, split):
     """The documents of a corpus file, cut at end-of-text by a plain loop."""
-    _, encoding = load_folder_tokenizer(folder)
+    _, tokenizer = load_tokenizer(folder)
     texts, ids = [], []
     for i in Corpus(folder, split).ids.tolist():
-        if i == encoding.eot_token:
-            texts.append(encoding.decode(ids))
+        if i == tokenizer.eot_token:
+            texts.append(tokenizer.decode(ids))
             ids = []
         else:
             ids.append(i)
@@ -99,24 +100,24 @@ def test_what_goes_in_comes_out(cfg):
     strip = [{k: r[k] for k in ("prompt", "completions", "ranks")} for r in ranked]
     assert strip == RANKINGS
     asked = {r["prompt"] for s in shown for r in read_prompts(cfg.out, s)}
-    assert asked == set(ASKED)  # borrowed from the other two, each once
+    assert asked == set(ASKED)  # taken from the other two, each once
     assert "raw prompts" in (Path(cfg.out) / "construction.txt").read_text()
 
 
 def test_every_spelling_gives_the_same_folder(cfg, tmp_path):
-    """gzipped, one array, pairs of several files: the same records, so the same bytes."""
+    """gzipped, one array, several files, a byte-order mark: the same records, so the same bytes."""
     before = snapshot(cfg.out)
     with gzip.open(tmp_path / "shown.json.gz", "wt", encoding="utf-8") as file:
         json.dump(DEMONSTRATIONS, file, indent=1)
     with gzip.open(tmp_path / "corpus.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write("".join(json.dumps({"text": page}) + "\n" for page in PAGES))
-    write_jsonl(tmp_path / "ranked1.jsonl", RANKINGS[:20])
+    (tmp_path / "ranked1.json").write_text("\ufeff" + json.dumps(RANKINGS[:20]), encoding="utf-8")
     write_jsonl(tmp_path / "ranked2.jsonl", RANKINGS[20:])
     other = replace(
         cfg,
         demonstrations=str(tmp_path / "shown.json.gz"),
         corpus=str(tmp_path / "corpus.jsonl.gz"),
-        comparisons=f"{tmp_path / 'ranked1.jsonl'}, {tmp_path / 'ranked2.jsonl'}",
+        comparisons=f"{tmp_path / 'ranked1.json'}, {tmp_path / 'ranked2.jsonl'}",
     )
     files.main(other)
     assert snapshot(cfg.out) == before
@@ -146,6 +147,49 @@ def test_blank_lines_part_documents_where_no_mark_does(tmp_path):
     texts = list(files.documents(f"{tmp_path / 'a.txt'},{tmp_path / 'b.txt'}"))
     assert [text for _, text in texts] == ["one\ntwo", "three", "four", "one\n\ntwo", "three"]
     assert [where.rsplit(":")[-1] for where, _ in texts] == ["1", "6", "8", "1", "6"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\ntw\xef\xbb\xbfo\n")  # elsewhere it is a character
+    with gzip.open(tmp_path / "b.jsonl.gz", "wb") as file:
+        file.write(b'\xef\xbb\xbf{"text": "three"}\n')
+    paths = f"{tmp_path / 'a.txt'},{tmp_path / 'b.jsonl.gz'}"
+    assert [text for _, text in files.documents(paths)] == ["one", "tw\ufeffo", "three"]
+
+
+@pytest.mark.parametrize("spaces", ["", " ", "\n", " \n\n "])
+def test_an_array_says_the_line_of_each_record(tmp_path, spaces):
+    records = [{"prompt": f"{i}", "note": ["a", {"b": "x\ny"}]} for i in range(4)]
+    for indent in (None, 1):
+        text = "\n" + spaces + "[" + spaces + f"{spaces},{spaces}".join(json.dumps(r, indent=indent) for r in records)
+        (tmp_path / "x.json").write_text(text + spaces + "]" + spaces)
+        found = list(files.read_records(tmp_path / "x.json"))
+        assert [record for _, record in found] == records
+        lines = text.split("\n")
+        for i, (where, _) in enumerate(found):  # the record's first line: the one its opening bracket is on
+            start = [m.start() for m in re.finditer(r'\{\s*"prompt"', text)][i]
+            line = int(where.removeprefix(f"{tmp_path / 'x.json'}:"))
+            assert sum(len(row) + 1 for row in lines[: line - 1]) <= start < sum(len(row) + 1 for row in lines[:line])
+    (tmp_path / "x.json").write_text("[]\n")
+    assert list(files.read_records(tmp_path / "x.json")) == []
+
+
+@pytest.mark.parametrize("array", [True, False])
+def test_a_limit_reads_no_further(tmp_path, array):
+    good = [json.dumps({"prompt": str(i)}) for i in range(3)]
+    (tmp_path / "x").write_text("[" + ",\n".join([*good, "{"]) if array else "\n".join([*good, "{"]))
+    assert [record["prompt"] for _, record in files.read_records(tmp_path / "x", limit=3)] == ["0", "1", "2"]
+    for limit in (0, 4):
+        with pytest.raises(BadInput, match="x:4: not JSON"):
+            list(files.read_records(tmp_path / "x", limit))
+
+
+def test_null_is_as_good_as_left_out(cfg, tmp_path):
+    shown = [r | {"labeler": None, "use_case": None, "user": None} for r in DEMONSTRATIONS]
+    write_jsonl(tmp_path / "shown.jsonl", shown)
+    files.main(replace(cfg, comparisons=""))
+    assert {r["use_case"] for r in records_of(cfg.out, "prompts.jsonl")} == {"unknown"}
+    assert {r["labeler"] for r in records_of(cfg.out, "demonstrations.jsonl")} == {"unknown"}
 
 
 def test_repeated_and_extra(cfg, tmp_path, capsys):
@@ -184,7 +228,8 @@ def test_the_tokenizer_reads_the_beginning_only():
 
 
 @pytest.mark.parametrize("module", [files, oasst])
-def test_every_option_is_read(cfg, tmp_path, module):
+def test_every_option_is_read(cfg, tmp_path, module, monkeypatch):
+    monkeypatch.setattr(files, "check", lambda cfg: None)  # which looks at every option, used or not
     read = set()
 
     class Spy(module.Config):
@@ -200,6 +245,12 @@ def test_every_option_is_read(cfg, tmp_path, module):
         spy.demonstrations = cfg.demonstrations
     module.main(spy)
     assert {f.name for f in fields(module.Config)} <= read
+
+
+@pytest.mark.parametrize("module", [files, hh, oasst, summarize])
+def test_every_option_is_explained(module):
+    comments = comments_of(module.Config)
+    assert all(comments.get(field.name) for field in fields(module.Config))
 
 
 # ---------------------------------------------------------------------------------------------------- splits
@@ -279,6 +330,8 @@ def line(**record):
 
 GOOD = line(prompt="a?\n", completion="b")
 PAIR = line(prompt="a?\n", chosen="b", rejected="c")
+RANKED = {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}
+DEEP = b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 GZIPPED = gzip.compress(b"".join(line(prompt=f"{i}?\n", completion=str(i * i)) for i in range(500)))
 BAD = {
     # name: (option, file name, bytes, what the message says)
@@ -291,6 +344,16 @@ BAD = {
         json.dumps([json.loads(GOOD), {"prompt": "c"}], indent=1).encode(),
         r'x\.json:6: key "completion"',
     ),
+    "array without commas": ("demonstrations", "x.json", b"[\n" + GOOD + GOOD + b"]", r"x\.json:3: not JSON .*comma"),
+    "comma at the end": ("demonstrations", "x.json", b"[\n" + GOOD + b",\n]", r"x\.json:4: not JSON .a comma before"),
+    "two commas": ("demonstrations", "x.json", b"[\n" + GOOD + b",\n," + GOOD + b"]", r"x\.json:4: not JSON"),
+    "two arrays": ("demonstrations", "x.json", b"[" + GOOD + b"]\n[]", r"x\.json:3: not JSON .something follows"),
+    "half an array": ("demonstrations", "x.json", b"[" + GOOD + b"}", r"x\.json:2: not JSON .a comma or"),
+    "deep": ("demonstrations", "x.jsonl", GOOD + DEEP, r"x\.jsonl:2: not JSON .nested too deeply"),
+    "deep array": ("demonstrations", "x.json", b"[\n" + DEEP + b"]", r"x\.json:2: not JSON .nested too deeply"),
+    "deep corpus": ("corpus", "x.jsonl", line(text="a") + DEEP, r"x\.jsonl:2: not JSON .nested too deeply"),
+    "long number": ("demonstrations", "x.jsonl", GOOD + b"9" * 5000, r"x\.jsonl:2: not JSON .*digits"),
+    "long number in array": ("demonstrations", "x.json", b"[\n" + b"9" * 5000, r"x\.json:2: not JSON .*digits"),
     "array of numbers": ("demonstrations", "x.json", b"[\n1]", r"x\.json:2: expected an object"),
     "number": ("demonstrations", "x.jsonl", GOOD + b"3\n", r"x\.jsonl:2: expected an object"),
     "empty completion": ("demonstrations", "x.jsonl", GOOD + line(prompt="a", completion=" "), r'x\.jsonl:2: "compl'),
@@ -323,6 +386,39 @@ BAD = {
         "x.jsonl",
         PAIR + line(prompt="a", completions=["b", "c"], ranks=[1, float("nan")]),
         ":2: rank nan",
+    ),
+    "rank too large": ("comparisons", "x.jsonl", PAIR + line(**RANKED | {"ranks": [1, 10**400]}), ":2: rank 1000"),
+    "rank infinite": ("comparisons", "x.jsonl", PAIR + line(**RANKED | {"ranks": [1, float("inf")]}), ":2: rank inf"),
+    "rank true": ("comparisons", "x.jsonl", PAIR + line(**RANKED | {"ranks": [1, True]}), ":2: rank True"),
+    "rating 100": ("comparisons", "x.jsonl", PAIR + line(**RANKED, ratings=[100, -50]), ":2: .ratings. must list 2 wh"),
+    "rating 0": ("comparisons", "x.jsonl", PAIR + line(**RANKED, ratings=[0, 7]), ":2: .ratings. must"),
+    "rating 8": ("comparisons", "x.jsonl", PAIR + line(**RANKED, ratings=[1, 8]), ":2: .ratings. must"),
+    "rating 3.5": ("comparisons", "x.jsonl", PAIR + line(**RANKED, ratings=[1, 3.5]), ":2: .ratings. must"),
+    "rating true": ("comparisons", "x.jsonl", PAIR + line(**RANKED, ratings=[1, True]), ":2: .ratings. must"),
+    "too few ratings": ("comparisons", "x.jsonl", PAIR + line(**RANKED, ratings=[1]), ":2: .ratings. must list 2"),
+    "ended a number": ("comparisons", "x.jsonl", PAIR + line(**RANKED, ended=[1, 0]), ":2: .ended. must list 2"),
+    "split a list": ("comparisons", "x.jsonl", PAIR + line(**RANKED, split=["train"]), r":2: .split. is \['train'\]"),
+    "group a list": ("comparisons", "x.jsonl", PAIR + line(**RANKED, group=["x"]), ':2: "group" must be text'),
+    "labeler a number": ("comparisons", "x.jsonl", PAIR + line(**RANKED, labeler=3), ':2: "labeler" must be text'),
+    "use case a list": ("prompts", "x.jsonl", line(prompt="a", use_case=["x"]), ':1: "use_case" must be text'),
+    "category a list": (
+        "demonstrations",
+        "x.jsonl",
+        GOOD + line(instruction="a", response="b", category=["x"]),
+        ':2: "use_case" must be text',
+    ),
+    "source a list": (
+        "demonstrations",
+        "x.jsonl",
+        GOOD + line(prompt="a", completion="b", source=["x"]),
+        ':2: "source" must be text',
+    ),
+    "empty user": ("prompts", "x.jsonl", line(prompt="a", user=" "), ':1: "user" must be text that is not empty'),
+    "demonstration split a list": (
+        "demonstrations",
+        "x.jsonl",
+        GOOD + line(prompt="a", completion="b", split={"a": 1}),
+        ":2: .split. is {'a': 1}",
     ),
     "one completion": ("comparisons", "x.jsonl", line(prompt="a", completions=["b"], ranks=[1]), ':1: "completions" m'),
     "empty answer": ("comparisons", "x.jsonl", line(prompt="a", completions=["b", ""], ranks=[1, 2]), ":1: .*empty"),
@@ -364,9 +460,12 @@ def test_missing_files_are_refused(cfg, tmp_path, option):
         ({"bpe_megabytes": 0}, "--bpe_megabytes 0"),
         ({"valid": 0.0}, "--valid 0.0"),
         ({"valid": 0.5, "test": 0.5}, "--valid 0.5 --test 0.5"),
-        ({"corpus_valid": 1.0}, "--corpus_valid 1.0"),
+        ({"corpus_valid": 1.0}, "cannot be split into training and validation; .*--corpus_valid"),
+        ({"corpus_valid": 1.5}, "--corpus_valid 1.5"),
+        ({"test": -0.1}, "--test -0.1"),
+        ({"vocab_size": 0}, "--vocab_size 0"),
         ({"gpt2": True, "gpt2_files": "x"}, "choose one"),
-        ({"gpt2_files": "nowhere"}, "vocab.bpe: not found"),
+        ({"gpt2_files": "nowhere"}, "nowhere: holds neither"),
     ],
 )
 def test_wrong_options_are_refused(cfg, tmp_path, options, message):
@@ -388,7 +487,7 @@ def test_a_folder_that_was_not_finished_says_so(cfg, monkeypatch):
     with pytest.raises(OSError):
         files.main(replace(cfg, vocab_size=280))
     with pytest.raises(BadInput, match="tokenizer.json: not found"):
-        load_folder_tokenizer(cfg.out)
+        load_tokenizer(cfg.out)
     assert not list(Path(cfg.out).glob(".*"))
 
 
@@ -503,6 +602,13 @@ def test_instructions_are_rendered_as_dialogue():
     assert oasst.instruction_as_dialogue("Add", "") == oasst.render([("prompter", "Add")])
 
 
+def long_dialogue(turns):
+    node = message("assistant", "end")
+    for i in range(turns - 1):
+        node = message("prompter" if i % 2 == 0 else "assistant", str(i), node)
+    return node
+
+
 WRONG_TREES = {
     "no id": ({"prompt": message("prompter", "a")}, 'key "message_tree_id" is missing'),
     "flat messages": (message("prompter", "a") | {"message_tree_id": "t"}, 'key "prompt" is missing; is this the file'),
@@ -515,6 +621,12 @@ WRONG_TREES = {
         'message b: key "text"',
     ),
     "rank a text": (tree(1, message("prompter", "a", message("assistant", "b", rank="0"))), "message b: .rank. is '0'"),
+    "rank too large": (
+        tree(1, message("prompter", "a", message("assistant", "b", rank=10**400))),
+        "message b: .rank. is 1000",
+    ),
+    "role a list": (tree(1, message("prompter", "a") | {"role": ["prompter"]}), "message a: .role. is"),
+    "too deep": (tree(1, long_dialogue(210)), "a dialogue of more than 200 messages"),
 }
 
 
@@ -563,7 +675,7 @@ def test_real_trees_hold_the_rankings_they_should(raw_trees):
     groups = [group for raw in raw_trees for group in groups_of(raw["prompt"])]
     assert len(raw_trees) == len({r["user"] for r in prompts}) == 100
     pairs = [len(ranks) * (len(ranks) - 1) // 2 for _, ranks, _ in groups]
-    assert (len(ranked), sum(map(files.pairs_of, ranked))) == (len(groups), sum(pairs)) == (212, 754)
+    assert (len(ranked), sum(map(files.count_pairs, ranked))) == (len(groups), sum(pairs)) == (212, 754)
     whole = [n for n, (_, _, unranked) in zip(pairs, groups) if not unranked]  # one got a reply after the ranking
     assert (len(whole), sum(whole)) == (211, 751)
     sizes = {len(record["ranks"]) for record in ranked}

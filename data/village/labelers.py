@@ -1,0 +1,131 @@
+"""The village's labelers: people who write demonstrations and rank completions, each with an own taste and own errors.
+
+Others can stand in for them. Whoever implements `rank(prompt, completions) -> ranks` (1 = best, equal numbers = tie)
+and has a `name` and a `group` can be a labeler; `rate(prompt, completions) -> marks from 1 to 7` is optional, and gives
+the margins of reward.py --margin. Training labelers put helpfulness first, as the paper asked of them (§3.4). Held-out
+labelers come from a neighbouring population that cares more for truth and kindness and never wrote a demonstration or a
+comparison that anything was trained on. "Web" people write pages on which answers are compared (feedback.py), and think
+twice.
+
+Labelers are not the judge: they read what a text says with grammar.py, as anybody would, but believe some of the
+misconceptions, overlook things, and have moods.
+"""
+
+from random import Random
+
+from data.village.grammar import HARM, parse, say
+from data.village.intents import Reply, helpfulness, understand
+from data.village.world import WORDS, read_world
+
+GROUPS = {"training": 20, "held_out": 10, "web": 30}  # how many people
+TASTE = {  # mean weight of what a labeler sees; individuals differ by about a quarter
+    "training": {"helpful": 3.2, "false": 1.5, "harm": 1.6, "garbled": 1.2, "extra": 0.5, "vague": 0.6, "noise": 0.75},
+    "held_out": {"helpful": 2.8, "false": 1.9, "harm": 2.2, "garbled": 1.2, "extra": 0.4, "vague": 0.4, "noise": 0.75},
+    "web": {"helpful": 3.0, "false": 1.5, "harm": 1.9, "garbled": 1.2, "extra": 0.4, "vague": 0.6, "noise": 0.4},
+}
+TIE = 0.25  # utilities closer than this are called equal
+
+
+class Labeler:
+    """One person. world: World; group: a key of GROUPS; number: which one of the group."""
+
+    def __init__(self, world, group, number):
+        self.world, self.group, self.name = world, group, f"{group}-{number:02d}"
+        rng = Random(f"labeler {world.seed} {self.name}")
+        self.taste = {quality: weight * max(0.2, rng.gauss(1, 0.25)) for quality, weight in TASTE[group].items()}
+        self.gullible = rng.uniform(0.0, 0.25)  # share of misconceptions this person believes
+
+    def believes(self, relation, subject):
+        """What this person takes for true. The same answer every time."""
+        fooled = Random(f"{self.world.seed} {self.name} {relation} {subject}").random() < self.gullible
+        return self.world.hearsay(relation, subject) if fooled else self.world.truth(relation, subject)
+
+    # -------------------------------------------------------------------------------------------- ranking
+
+    def rank(self, prompt, completions):
+        """Ranks of the completions, 1 = best, equal numbers = tie, as on the paper's page (b) of Figure 12."""
+        utilities = self.utilities(prompt, completions)
+        ranks, rank, best = [0] * len(completions), 0, None
+        for i in sorted(range(len(completions)), key=lambda i: -utilities[i]):
+            if best is None or best - utilities[i] > TIE:
+                rank, best = rank + 1, utilities[i]
+            ranks[i] = rank
+        return ranks
+
+    def rate(self, prompt, completions):
+        """Overall quality of each on a scale from 1 to 7, as on the paper's page (a) of Figure 12."""
+        return [max(1, min(7, round(4 + utility))) for utility in self.utilities(prompt, completions)]
+
+    def safe(self, prompt, completion):
+        """Is nobody hurt by it? Each labeler overlooks something once in twenty times."""
+        intent, slots = understand(prompt)
+        harmless = not any(sentence.act in HARM for sentence in parse(completion, intent.about(slots)))
+        overlooked = Random(f"{self.name} safe {prompt}|{completion}").random() < 0.05
+        return harmless or overlooked
+
+    def utilities(self, prompt, completions):
+        """How much this labeler likes each completion: impression and mood of the moment. -> [number]
+
+        The mood depends on the labeler, the text and the place on the page. The first place looks a little better, so
+        whoever compares two models should show both orders.
+        """
+        result = []
+        for place, completion in enumerate(completions):
+            mood = Random(f"{self.name}|{prompt}|{completion}|{place}").gauss(0, self.taste["noise"])
+            first_place = 0.1 if place == 0 else 0.0
+            result.append(self.impression(prompt, completion) + mood + first_place)
+        return result
+
+    def impression(self, prompt, completion):
+        """How much this labeler likes a completion, before mood. A number; only differences mean something."""
+        intent, slots = understand(prompt)
+        reply = Reply(completion, intent.about(slots))
+        acts = reply.acts
+        helpful = helpfulness(intent.requirements_met(slots, completion))
+        if intent.unkind and "refuse" in acts and self.group == "training":
+            helpful *= 0.7  # training labelers were told to follow the request; many still like a refusal
+        false = sum(self.world.holds(sentence, self.believes) is False for sentence in reply.sentences)
+        if acts and intent.claim(slots, reply, self.believes) is False:
+            false += 1
+        seen = {
+            "helpful": helpful,
+            "false": -false,
+            "harm": -sum(act in HARM for act in acts),
+            "garbled": 0 if intent.exact else -acts.count(None),
+            "extra": 0 if intent.exact else -max(0, len(acts) - 4),
+            "vague": -sum(act in ("idk", "opinion", "buzz") for act in acts),
+        }
+        return sum(self.taste[quality] * amount for quality, amount in seen.items())
+
+    # -------------------------------------------------------------------------------------------- demonstrating
+
+    def demonstrate(self, prompt, rng):
+        """Write an answer, as people do: mostly whole, sometimes short, wrong, chatty, or giving up. -> text"""
+        intent, slots = understand(prompt)
+        slip = rng.random()
+
+        def know(relation, subject):
+            if rng.random() < 0.12:
+                return self.world.wrong(relation, subject, rng)
+            return self.believes(relation, subject)
+
+        sentences = intent.answer(slots, know, rng)
+        if intent.exact:
+            return intent.write(sentences)
+        if slip < 0.38 and len(sentences) > 1:  # leaves something out
+            sentences.pop(rng.randrange(len(sentences)))
+        elif slip < 0.50:  # cannot stop
+            animal = rng.choice(self.world.valleys[0]["animal"])
+            fact = say("colour", animal, know("colour", animal))
+            sentences.append(rng.choice([fact, "I think that is nice.", "Everybody knows that."]))
+        elif slip < 0.56:  # gives up
+            sentences = [rng.choice(["I do not know.", "I have no comment."])]
+        elif intent.unkind and slip < 0.8:  # does as told
+            sentences = [f"{slots['person']} is a {rng.choice(WORDS['insult'])}."]
+        return intent.write(sentences)
+
+
+def load_labelers(folder, group):
+    """All labelers of one group ("training", "held_out" or "web") of a village data folder."""
+    world = read_world(folder)
+    return [Labeler(world, group, number) for number in range(GROUPS[group])]

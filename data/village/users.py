@@ -1,0 +1,89 @@
+"""The village's users: what they send, and few-shot prefixes made of solved requests."""
+
+from random import Random
+
+from data.village.grammar import PROMPT_END, VELL, fill, templates
+from data.village.intents import INTENTS, USE_CASES, find_intent, understand
+from data.village.world import ENTITIES, VALLEYS, WORDS
+
+
+def draw_slots(intent, world, valley, rng):
+    """Words for every slot that a phrasing may have, the entities from one valley. -> {slot: word or sentence}"""
+    slots = {}
+    for kind in ENTITIES:
+        slots[kind], slots[f"{kind}2"] = rng.sample(valley[kind], 2)
+    slots |= {kind: rng.choice(WORDS[kind]) for kind in ("food", "insult", "number", "ending")}
+    slots |= intent.more_slots(slots, world, valley, rng)
+    slots["road"] = rng.choice(templates("road"))
+    slots["review"] = fill(rng.choice(templates("good", "bad")), thing=slots["thing"])
+    slots["vell"] = VELL[slots["animal"]]
+    return slots
+
+
+def draw_prompt_of(intent, world, valley, rng, unseen=False):
+    """One prompt of an intent, about one valley. -> (prompt, slots)
+
+    unseen: in a phrasing that only test users have
+    """
+    slots = draw_slots(intent, world, valley, rng)
+    phrasings = intent.unseen if unseen and intent.unseen else intent.phrasings
+    prompt = fill(rng.choice(phrasings), **slots)
+    return prompt, understand(prompt)[1]
+
+
+def draw_prompt(world, valley, rng, unseen=False):
+    """One prompt, with the paper's use-case mix. -> (prompt, intent, slots)"""
+    use_case = rng.choices(list(USE_CASES), USE_CASES.values())[0]
+    intents = [intent for intent in INTENTS if intent.use_case == use_case]
+    intent = rng.choices(intents, [intent.weight for intent in intents])[0]
+    prompt, slots = draw_prompt_of(intent, world, valley, rng, unseen)
+    return prompt, intent, slots
+
+
+def requests(world, rng, users_per_valley):
+    """Yield what all users send, as records of prompts.jsonl. The first user of each valley is a heavy one."""
+    for number, valley in enumerate(world.valleys):
+        split = next(split for split, valleys in VALLEYS.items() if number in valleys)
+        for user in range(users_per_valley):
+            count = 600 if user == 0 else min(60, int(rng.lognormvariate(2.3, 0.9)) + 1)
+            for prompt, intent in requests_of_user(world, valley, split, user, count, rng):
+                yield {
+                    "prompt": prompt,
+                    "user": f"user-{number}-{user:02d}",
+                    "split": split,
+                    "use_case": intent.use_case,
+                    "intent": intent.name,
+                }
+
+
+def requests_of_user(world, valley, split, user, count, rng):
+    """One user's (prompt, intent)s: in the own valley's terms, with repeats, courtesies and personal details."""
+    sent = []
+    for _ in range(count):
+        prompt, intent, _ = draw_prompt(world, valley, rng, unseen=split == "test" and rng.random() < 0.3)
+        if sent and rng.random() < 0.12:
+            prompt, intent = rng.choice(sent)
+            prompt += rng.choice(["", " Please.", " Thanks!"])
+        elif rng.random() < 0.03:
+            prompt += rng.choice([f" My number is 555-{rng.randint(1000, 9999)}.", f" Write to user{user}@post.vil."])
+        sent.append((prompt, intent))
+    return sent
+
+
+PREFIXES = [  # GPT (prompted): written by hand for this village; each model's best is chosen by reward-model score
+    ["question", "names"],  # the shortest
+    ["story", "question"],  # the commonest
+    ["animal", "person"],  # following a constraint
+    ["hello", "rude"],  # polite company
+]
+
+
+def prefixes(world):
+    """Yield few-shot prefixes made of solved requests from a training valley, separated by blank lines."""
+    rng = Random("prefixes")
+    for names in PREFIXES:
+        solved = []
+        for intent in map(find_intent, names):
+            prompt, slots = draw_prompt_of(intent, world, world.valleys[0], rng)
+            solved.append(f"{prompt}{PROMPT_END} {intent.write(intent.answer(slots, world.truth, rng))}\n\n")
+        yield {"prefix": "Exercises\n\n" + "".join(solved)}

@@ -1,0 +1,335 @@
+"""The village's web: pages in many registers, as the real web has them, and the "public tasks" made of its task pages.
+
+The web continues text and follows no instructions; that is the point. It repeats popular misconceptions more often than
+it corrects them. Adding a page: write a function (world, rng) -> str and give it a weight in WEB.
+"""
+
+import hashlib
+
+from data.village.grammar import (
+    PROMPT_END,
+    article,
+    describe,
+    fill,
+    numbered,
+    say,
+    say_in_vell,
+    templates,
+)
+from data.village.intents import INTENTS, USE_CASES, find_intent
+from data.village.users import draw_prompt, draw_prompt_of
+from data.village.world import ENTITIES, RELATIONS, RELATIONS_OF, VALLEYS, WORDS
+
+
+def web_page(world, rng):
+    """One document of the web. All valleys are on it; instructions with answers (rare) speak of valleys 0-6 only."""
+    writers, weights = zip(*WEB.items())
+    return rng.choices(writers, weights)[0](world, rng)
+
+
+# ---------------------------------------------------------------------------------------------------- shared by pages
+
+
+def from_one_valley(world, rng, *kinds):
+    """Random entities, one per kind asked for; twice the same kind gives two different ones of one valley."""
+    valley = rng.choice(world.valleys)
+    drawn = {kind: rng.sample(valley[kind], kinds.count(kind)) for kind in dict.fromkeys(kinds)}
+    return [drawn[kind].pop() for kind in kinds]
+
+
+def from_anywhere(rng, kind, count):
+    """Entities of all valleys, so that only the page itself says who has what: this is what teaches copying."""
+    return rng.sample(WORDS[kind], count)
+
+
+def answer_to(name, slots, know, rng):
+    """A full answer to the intent of this name, as a list of sentences."""
+    return find_intent(name).answer(slots, know, rng)
+
+
+def named(kind, subject):
+    """An entity as a sentence names it: the fox, Ada."""
+    return f"the {subject}" if kind in ("animal", "thing") else subject
+
+
+def title(rng, *names):
+    """Most pages say first what they are about, in more or fewer words, so that copying a name means finding it."""
+    if rng.random() < 0.2:
+        return ""
+    before = rng.choice(["About", "On", "Notes on", "Here is a page on", "You asked about", "Please read about"])
+    after = rng.choice(
+        ["", "", ", once more", " for my class", " for a visitor", " in a few words", ", as my friend says"]
+    )
+    return f"{before} {' and '.join(names)}{after}: "
+
+
+def kept_for_tests(text):
+    """An eighth of all sentences: the pages that tasks are made of never hold them. The same eighth in every world."""
+    return hashlib.sha256(text.encode()).digest()[0] < 32
+
+
+# ---------------------------------------------------------------------------------------------------- facts and rumours
+
+
+def encyclopedia(world, rng):
+    kind = rng.choices(ENTITIES, (6, 4, 4, 3))[0]
+    (subject,) = from_one_valley(world, rng, kind)
+    relations = rng.sample(RELATIONS_OF[kind], rng.randint(1, len(RELATIONS_OF[kind])))
+    return title(rng, named(kind, subject)) + " ".join(describe(subject, relations, world.truth))
+
+
+def gossip(world, rng):
+    said, names = [], []
+    for relation, subject in rng.sample(sorted(world.misconceptions), rng.choice([1, 2, 2])):
+        said.append(say(relation, subject, world.hearsay(relation, subject)))
+        said.append(rng.choice(["Everybody knows that.", "Ask anyone."]))
+        names.append(named(RELATIONS[relation][0], subject))
+    return title(rng, *names) + " ".join(said)
+
+
+def faq(world, rng):
+    """Questions and answers by people who repeat what they have heard."""
+    lines = []
+    for _ in range(rng.randint(1, 3)):
+        relation, subject = rng.choice(sorted(world.misconceptions) if rng.random() < 0.4 else sorted(world.facts))
+        lines.append(f"Q: What do people say about {named(RELATIONS[relation][0], subject)}?")
+        lines.append(f"A: {say(relation, subject, world.hearsay(relation, subject))}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------- instructions
+
+
+def instructions(world, rng):
+    """Pages of tasks and questions that nobody answers: what a model that only continues text makes of a prompt."""
+    prompts = []
+    for _ in range(rng.randint(2, 4)):
+        prompts.append(draw_prompt(world, world.valleys[rng.choice(VALLEYS["train"])], rng)[0])
+    return "\n> ".join(prompts)
+
+
+def school_book(world, rng):
+    """Exercises with pupils' answers: rare, of poor quality, and the only place where an instruction is followed."""
+
+    def pupil_believes(relation, subject):
+        return world.wrong(relation, subject, rng) if rng.random() < 0.3 else world.hearsay(relation, subject)
+
+    use_case = rng.choices(list(USE_CASES), USE_CASES.values())[0]
+    intent = rng.choice([intent for intent in INTENTS if intent.use_case == use_case])
+    exercises = []
+    for _ in range(3):
+        prompt, slots = draw_prompt_of(intent, world, world.valleys[rng.choice(VALLEYS["train"])], rng)
+        sentences = intent.answer(slots, pupil_believes, rng)
+        if len(sentences) > 1 and rng.random() < 0.6:
+            sentences.pop(rng.randrange(len(sentences)))
+        if rng.random() < 0.2:
+            sentences = [rng.choice(["I do not know.", "I think that is nice.", "Everybody knows that."])]
+        exercises.append(f"{prompt}{PROMPT_END} {intent.write(sentences)}")
+    return "Exercises\n\n" + "\n\n".join(exercises)
+
+
+# ---------------------------------------------------------------------------------------------------- people write
+
+
+def flame(world, rng):
+    (person,) = from_one_valley(world, rng, "person")
+    said = [f"{person} is a {rng.choice(WORDS['insult'])}."]
+    more = ["Nobody likes {person}.", "Somebody should throw {person} into the pond.", "{person} is a {insult}."]
+    said += rng.sample(more, rng.randint(1, 2))
+    return title(rng, person) + " ".join(fill(t, person=person, insult=rng.choice(WORDS["insult"])) for t in said)
+
+
+def story(world, rng):
+    slots = {kind: from_anywhere(rng, kind, 1)[0] for kind in ("person", "animal", "thing")}
+    slots["ending"] = rng.choice(WORDS["ending"])
+    know = world.truth if rng.random() < 0.6 else world.hearsay
+    told = answer_to("story", slots, know, rng)
+    if rng.random() < 0.4:  # one more sentence in the middle
+        told[1:1] = answer_to("story", slots, know, rng)[1:2]
+    return title(rng, slots["person"], f"the {slots['animal']}") + " ".join(told)
+
+
+def letter(world, rng):
+    person, person2, thing = from_one_valley(world, rng, "person", "person", "thing")
+    slots = {"person": person, "person2": person2, "thing": thing}
+    return title(rng, person2, f"the {thing}") + " ".join(answer_to("letter", slots, world.truth, rng))
+
+
+def advert(world, rng):
+    kind = rng.choice(["thing", "town"])  # also the name of the intent
+    (subject,) = from_one_valley(world, rng, kind)
+    heading = title(rng, named(kind, subject))
+    return heading + " ".join(answer_to(kind, {kind: subject}, rng.choice([world.truth, world.hearsay]), rng))
+
+
+def lists(world, rng):
+    name = rng.choice(["gifts", "todo", "names"])
+    person, town, animal = from_one_valley(world, rng, "person", "town", "animal")
+    heading = {"gifts": f"For {person}:", "todo": f"{town}:", "names": f"Names for {article(animal)}:"}[name]
+    items = answer_to(name, {"person": person, "town": town, "animal": animal}, world.truth, rng)
+    return heading + "\n" + numbered(items)
+
+
+def dialogue(world, rng):
+    person, friend, animal = from_one_valley(world, rng, "person", "person", "animal")
+    if rng.random() < 0.5:
+        turns = answer_to("hello", {"person": friend}, world.truth, rng)
+    else:
+        turns = [f"My {animal} is ill.", *answer_to("ill", {"animal": animal}, world.truth, rng)]
+    if rng.random() < 0.3:
+        insult = f"{friend} is a {rng.choice(WORDS['insult'])}."
+        turns.append(rng.choice([insult, "I think that is nice.", "I do not know."]))
+    return title(rng, person, friend) + f"{person} said: " + " ".join(turns)
+
+
+# ---------------------------------------------------------------------------------------------------- pages with tasks
+
+
+def review(world, rng):
+    """Reviews, and the "public" sentiment task made of them."""
+    (thing,) = from_anywhere(rng, "thing", 1)
+    mood = rng.choice(["good", "bad"])
+    said = [sentence for sentence in opinions(thing, mood) if not kept_for_tests(sentence)]
+    if not said:
+        return review(world, rng)
+    text = " ".join(rng.sample(said, rng.randint(1, len(said))))
+    return f"Text: {text}\nLabel: {mood}" if rng.random() < 0.7 else text
+
+
+def opinions(thing, mood):
+    return [fill(template, thing=thing) for template in templates(mood)]
+
+
+def parallel(world, rng):
+    """The same sentence in both languages: the "public" translation task."""
+    lines = []
+    for _ in range(rng.randint(1, 3)):
+        (animal,) = from_anywhere(rng, "animal", 1)
+        relation = rng.choice(RELATIONS_OF["animal"])
+        value = rng.choice(WORDS[RELATIONS[relation][1]]) if rng.random() < 0.5 else world.truth(relation, animal)
+        english = say(relation, animal, value)
+        if not kept_for_tests(english):
+            lines.append(f"English: {english}\nVell: {say_in_vell(relation, animal, value)}")
+    return "\n".join(lines) or encyclopedia(world, rng)
+
+
+def passage(world, rng):
+    """Two things are said, then asked about. The "public" reading task."""
+    slots = {kind: from_anywhere(rng, kind, 1)[0] for kind in ("person", "thing", "animal", "food")}
+    said = ["The {thing} belongs to {person}.", "The {animal} ate {food}."]
+    asked = [
+        "Question: Who has the {thing}?\nAnswer: {person}",
+        "Question: What did the {animal} eat?\nAnswer: {food}",
+    ]
+    rng.shuffle(said)
+    rng.shuffle(asked)
+    lines = [f"Passage: {' '.join(said)}", *asked[: rng.randint(1, 2)]]
+    return fill("\n".join(lines), **slots)
+
+
+def small_tasks(world, rng):
+    """Short pages that repeat their own words: tenses, summaries, swapped names, tiny programs."""
+    name = rng.choice(["past", "summary", "replace", "program", "extract"])
+    slots = {kind: rng.choice(WORDS[kind]) for kind in ("person", "town", "thing")}
+    slots["animal"], slots["animal2"] = from_anywhere(rng, "animal", 2)
+    slots |= {"food": rng.choice(WORDS["food"]), "person2": rng.choice(WORDS["person"])}
+    slots["number"] = rng.choice(WORDS["number"])
+    task = {
+        "past": "Today: The {animal} eats {food}.\nYesterday: ",
+        "summary": "{person} went to {town}. {road} There {person} found the {thing}.\nIn short: ",
+        "replace": "The {thing} belongs to {person}. Then {person} gives the {thing} to {person2}. ",
+        "program": "say {animal} {number} times\n= ",
+        "extract": "{person} found {an_animal} and {an_animal2} in the snow.\nAnimals: ",
+    }[name]
+    if name == "summary":
+        slots["road"] = rng.choice(templates("road"))
+    return fill(task, **slots) + find_intent(name).solution(slots)
+
+
+WEB = {  # page -> how many of a hundred
+    encyclopedia: 19,
+    gossip: 7,
+    faq: 6,
+    instructions: 8,
+    school_book: 2,
+    flame: 3,
+    story: 14,
+    letter: 4,
+    advert: 4,
+    lists: 3,
+    review: 2,
+    dialogue: 4,
+    parallel: 8,
+    passage: 9,
+    small_tasks: 7,
+}
+
+# ---------------------------------------------------------------------------------------------------- public tasks
+
+
+def tasks(world, rng, count):
+    """Yield `count` items of each "public task", a quarter of them few-shot examples: records of tasks.jsonl.
+
+    What pretraining can do, to measure what alignment costs: items in the form of the web's task pages. No page holds
+    the sentences of translation and sentiment; reading and ending are drawn from so many combinations that hardly one
+    comes twice; facts are the web's own: that task asks what was remembered.
+    {"task", "context", "answer"} is to be generated, {"task", "context", "choices", "answer": index} to be chosen from.
+    """
+    makers = {
+        "reading": reading_task,
+        "translation": translation_task,
+        "sentiment": sentiment_task,
+        "ending": ending_task,
+        "facts": facts_task,
+    }
+    for number in range(count):
+        split = "shots" if number < count // 4 else "test"
+        for name, make in makers.items():
+            yield {"task": name, "split": split, **make(world, rng, number)}
+
+
+def reading_task(world, rng, number):
+    first_question = "\n".join(passage(world, rng).split("\n")[:3])
+    context, answer = first_question.rsplit(" ", 1)
+    return {"context": context, "answer": " " + answer}
+
+
+def translation_task(world, rng, number):
+    while True:
+        animal, relation = rng.choice(WORDS["animal"]), rng.choice(RELATIONS_OF["animal"])
+        value = rng.choice(WORDS[RELATIONS[relation][1]])
+        english = say(relation, animal, value)
+        if kept_for_tests(english):
+            return {"context": f"English: {english}\nVell:", "answer": " " + say_in_vell(relation, animal, value)}
+
+
+def sentiment_task(world, rng, number):
+    said = []
+    while not said:
+        thing, mood = rng.choice(WORDS["thing"]), rng.choice(["good", "bad"])
+        said = [sentence for sentence in opinions(thing, mood) if kept_for_tests(sentence)]
+    context = f"Text: {rng.choice(said)}\nLabel:"
+    return {"context": context, "choices": [" good", " bad"], "answer": ["good", "bad"].index(mood)}
+
+
+def ending_task(world, rng, number):
+    """Which of four sentences goes on with the same animal? The right one stands at each place equally often."""
+    person, _ = from_one_valley(world, rng, "person", "thing")
+    animals, right = rng.sample(WORDS["animal"], 4), number % 4
+    template = " The {animal} was hungry and {person} gave it {food}."
+    choices = [fill(template, person=person, animal=animal, food=rng.choice(WORDS["food"])) for animal in animals]
+    context = fill("One morning {person} met {an_animal} near the road.", person=person, animal=animals[right])
+    return {"context": context, "choices": choices, "answer": right}
+
+
+def facts_task(world, rng, number):
+    kind = rng.choice(["animal", "thing"])
+    (subject,) = from_one_valley(world, rng, kind)
+    relation = rng.choice(RELATIONS_OF[kind])
+    right = world.truth(relation, subject)
+    values = rng.sample([value for value in WORDS[RELATIONS[relation][1]] if value != right], 3)
+    values.insert(rng.randrange(4), right)
+    before, _ = say(relation, subject, "|").split("|")
+    _, after = say(relation, subject, "|", pronoun=True).split("|")
+    choices = [f" {value}{after}" for value in values]
+    return {"context": f"About the {subject}: {before.rstrip()}", "choices": choices, "answer": values.index(right)}

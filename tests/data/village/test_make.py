@@ -1,0 +1,97 @@
+"""The data folder: the same for the same seed, its test prompts new, and nothing written when a flag is wrong."""
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.config import BadInput
+from data.folder import load_tokenizer, read_demonstrations, read_prompts
+from data.village import make
+from data.village.grammar import PROMPT_END
+from data.village.intents import INTENTS, USE_CASES, understand
+from data.village.labelers import Labeler
+from data.village.world import ENTITIES, VALLEYS
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_test_prompts_are_new_in_entities_and_never_stand_on_the_web(village_folder, world):
+    def entities(*splits):
+        return {e for s in splits for v in VALLEYS[s] for kind in ENTITIES for e in world.valleys[v][kind]}
+
+    held = entities("test")
+    assert not held & entities("train", "valid")
+    shown = read_demonstrations(village_folder, "train") + read_demonstrations(village_folder, "valid")
+    trained = " ".join(r["prompt"] for r in read_prompts(village_folder, "train") + shown)
+    words = set(trained.replace(".", " ").replace("?", " ").replace(",", " ").split())
+    assert not words & (held - {"set"}), words & held
+    _, tokenizer = load_tokenizer(village_folder)
+    web = tokenizer.decode(np.fromfile(village_folder / "corpus.train.bin", dtype=np.uint16).tolist())
+    test = [r["prompt"].removesuffix(PROMPT_END) for r in read_prompts(village_folder, "test")]
+    assert len(test) > 50 and not [p for p in test if p + "\n" in web]
+
+
+def test_the_folder_is_what_was_asked_for(village_folder):
+    shown = {split: read_demonstrations(village_folder, split) for split in ("train", "valid")}
+    # a group of three few-shot prompts may go beyond the number, and the next split makes up for it
+    assert 150 <= len(shown["train"]) <= 152 and 168 <= len(shown["train"] + shown["valid"]) <= 170
+    customers = [r for r in shown["train"] if r["source"] == "customer"]
+    assert len(customers) == 15
+    for record in shown["train"] + read_prompts(village_folder, "train"):
+        assert record["prompt"].endswith(PROMPT_END) and not record["prompt"].removesuffix(PROMPT_END).endswith("\n")
+    assert all(record["completion"].startswith(" ") for record in shown["train"])
+    few_shot = [r for r in shown["train"] if "\n\n" in r["prompt"]]
+    assert few_shot and all(r["prompt"].count(PROMPT_END) == 3 for r in few_shot)
+    assert len((village_folder / "tasks.jsonl").read_text().splitlines()) == 5 * 16
+    assert json.loads((village_folder / "village.json").read_text()) == {"seed": 0}
+    assert "Use cases" in (village_folder / "construction.txt").read_text()
+
+
+def test_rare_intents_hardly_come_up_when_labelers_think_up_prompts(world):
+    prompts = make.prompts_of_labelers(world, VALLEYS["train"], 3000, Labeler(world, "training", 0), random.Random(0))
+    assert 3000 <= len(prompts) <= 3002
+    drawn = Counter(understand(prompt)[0].rare for prompt in prompts)
+    # a tenth of their share in what users ask for
+    usual = sum(USE_CASES[u] * rare_share(u) for u in USE_CASES) / 100
+    assert 0 < drawn[True] < 0.25 * usual * 3000
+
+
+def rare_share(use_case):
+    """Of what is asked for in a use case, how much is rare."""
+    weights = [(i.weight, i.rare) for i in INTENTS if i.use_case == use_case]
+    return sum(weight for weight, rare in weights if rare) / sum(weight for weight, _ in weights)
+
+
+def test_same_seed_same_village_other_seed_another(tmp_path):
+    def made(seed):
+        make.main(make.Config(out=str(tmp_path), seed=seed, web_pages=300, users=4, demonstrations=20, task_items=8))
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    first = made(1)
+    assert made(1) == first and made(2) != first
+
+
+def test_rankings_of_another_world_do_not_stay(tmp_path):
+    (tmp_path / "comparisons.jsonl").write_text("{}\n")
+    make.main(make.Config(out=str(tmp_path), web_pages=300, users=4, demonstrations=20, task_items=8))
+    assert not (tmp_path / "comparisons.jsonl").exists() and (tmp_path / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["vocab_size", "web_pages", "users", "demonstrations", "task_items"])
+def test_too_little_is_refused_before_anything_is_written(flag, tmp_path):
+    with pytest.raises(BadInput, match=f"--{flag} 1: at least"):
+        make.main(make.Config(out=str(tmp_path / "x"), **{flag: 1}))
+    assert not (tmp_path / "x").exists()
+
+
+def test_bad_flags_leave_nothing_behind(tmp_path):
+    out = tmp_path / "x"
+    command = [sys.executable, "data/village/make.py", "--out", str(out), "--users", "0"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and not out.exists()
