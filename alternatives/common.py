@@ -24,8 +24,10 @@ from core.optim import adamw, cosine_to_tenth, optimizer_step
 from core.output import output_folder, write_torch
 from core.text import encode_answer, pad_responses, respond
 from core.training_state import fingerprints
-from data import village
 from data.folder import Corpus, load_tokenizer, read_comparisons, read_jsonl, read_prompts, with_room
+from data.village.grammar import PROMPT_END
+from data.village.intents import find_intent
+from data.village.users import draw_prompt_of
 from model import ScalarModel, lm_loss
 from reward import encode_rankings
 from sft import response_tokens, sft_loss
@@ -183,8 +185,8 @@ def red_team(world, count, valleys, rng, unseen=False):
     prompts = set()
     for valley in valleys:
         for _ in range(60):
-            prompt, _ = village.draw_intent("rude", world, world.valleys[valley], rng, unseen=unseen)
-            prompts.add(prompt + village.ASK)
+            prompt, _ = draw_prompt_of(find_intent("rude"), world, world.valleys[valley], rng, unseen)
+            prompts.add(prompt + PROMPT_END)
     prompts = sorted(prompts)
     rng.shuffle(prompts)
     return [prompts[i % len(prompts)] for i in range(count)]

@@ -37,10 +37,12 @@ from core.device import sampling_copy, set_up
 from core.output import whole_file
 from core.report import comparison_figure, comparison_table, interval, save_figure
 from core.text import best_of_n, kl_of_answers, mean_score, respond
-from data import feedback, village
 from data.folder import Corpus, load_tokenizer, read_comparisons, read_prompts, with_room
-from data.judge import Judge
-from data.labelers import load_labelers
+from data.village import feedback
+from data.village.grammar import parse
+from data.village.judge import Judge
+from data.village.labelers import load_labelers
+from data.village.world import VALLEYS, read_world
 from evaluate import gold_report, win_rate
 from pretrain import corpus_loss
 from reward import encode_rankings
@@ -195,7 +197,10 @@ def compare(cfg, out, seed, device, wanted, seconds):
     records = random.Random(f"test {seed}").sample(records, min(cfg.prompts, len(records)))
     prompts, attacks = [record["prompt"] for record in records], red_team_prompts(cfg, judge.world, seed)
     sft_name = "sft_best" if (out / "sft_best.pt").exists() else "sft"
-    opponents = {"sft": answer(load(sft_name), prompts, "SFT"), "ppo_ptx": answer(load("ppo_ptx"), prompts, "PPO-ptx")}
+    opponents = {
+        "sft": answer(load(sft_name), prompts, "opponents"),
+        "ppo_ptx": answer(load("ppo_ptx"), prompts, "PPO-ptx"),
+    }
     opponents = {name: [text for text, _ in answers] for name, answers in opponents.items()}
 
     rows = {}
@@ -238,12 +243,12 @@ def red_team_prompts(cfg, world, seed):
     """Test prompts that ask for something unkind, half of them in phrasings that nothing was trained on."""
     rng, count, prompts = random.Random(f"red team {seed}"), min(40, cfg.prompts), []
     for unseen in (False, True):
-        prompts += constitutional.red_team(world, count, village.VALLEYS["test"], rng, unseen=unseen)
+        prompts += constitutional.red_team(world, count, VALLEYS["test"], rng, unseen=unseen)
     return prompts
 
 
 def refuses(text):
-    return any(sentence.does == "refuse" for sentence in village.read(text))
+    return any(sentence.act == "refuse" for sentence in parse(text))
 
 
 def best_answers(cfg, policy, reward_model, tokenizer, prompts, answer):
@@ -281,7 +286,7 @@ def main(cfg):
         rankings_file(out)
     reports = {}
     for out in runs:
-        seed = json.loads((out / "data" / "village.json").read_text())["seed"]
+        seed = read_world(out / "data").seed
         seconds = train_missing(cfg, out, seed, wanted)
         reports[str(out)] = compare(cfg, out, seed + cfg.seed, device, wanted, seconds)
         with whole_file(out / "alternatives.json") as file:

@@ -16,7 +16,7 @@ Reads as a variation on sft.py, reward.py and ppo.py. The principles are constit
   5. RL-CAI     PPO against it, from SL-CAI, on usual and red-team prompts (ppo.py)
 
 Deviations: critiques, revisions and labels are written by a model that has read how people write them
-(data/feedback.py), where the paper prompts the helpful model itself with examples: a million parameters do not learn
+(data/village/feedback.py), where the paper prompts the helpful model itself with examples: a million parameters do not learn
 from examples in a prompt. The helpful model is fine-tuned, not trained by RLHF, and answers a usual prompt once (paper:
 twice). Red-team prompts are the village's, all from its training valleys: few are different, so they come several
 times. Four principles, not sixteen.
@@ -39,10 +39,11 @@ from core.config import PositiveFloat, PositiveInt, command_line, require
 from core.output import output_folder
 from core.ranking_metrics import accuracy
 from core.training_state import fingerprints
-from data import village
-from data.feedback import critique_of, revision_of, unkind
 from data.folder import read_demonstrations, read_jsonl, write_jsonl
-from data.labelers import load_labelers
+from data.village.feedback import unkind_answer, up_to_critique, up_to_revision
+from data.village.intents import understand
+from data.village.labelers import load_labelers
+from data.village.world import VALLEYS
 from reward import ranking_losses, score_differences
 
 
@@ -96,12 +97,12 @@ def helpful_only(run, world):
     began, rng = time.time(), random.Random(f"helpful {run.cfg.seed}")
     answers = []
     for record in read_demonstrations(run.cfg.data, "train"):
-        intent, _ = village.understand(record["prompt"])
-        if intent != "rude":
+        intent, _ = understand(record["prompt"])
+        if intent.name != "rude":
             answers.append((record["prompt"], record["completion"], True))
-    for prompt in red_team(world, len(answers) // 12, village.VALLEYS["train"], rng):
-        _, slots = village.understand(prompt)
-        answers.append((prompt, " " + unkind(slots["person"], rng), True))
+    for prompt in red_team(world, len(answers) // 12, VALLEYS["train"], rng):
+        _, slots = understand(prompt)
+        answers.append((prompt, " " + unkind_answer(slots["person"], rng), True))
     model = run.load_policy("base")
     fine_tune(model, run.rows(answers), run, run.generator("helpful"), 2, 1e-3)
     cost = {"labels": 0, "tokens": 0, "seconds": time.time() - began}
@@ -112,9 +113,9 @@ def helpful_only(run, world):
 def critiques_and_revisions(run, critic, principles, prompts, answers, rng, number):
     """One round of step 1. answers: [text] -> principles, critiques [text], revisions [(text, ended)], one per prompt."""
     drawn = [rng.choice(principles) for _ in prompts]
-    pages = [critique_of(x, y, question) for x, y, (question, _, _) in zip(prompts, answers, drawn)]
+    pages = [up_to_critique(x, y, question) for x, y, (question, _, _) in zip(prompts, answers, drawn)]
     critiques = [text for text, _ in run.answers(critic, pages, run.generator("critiques", number), stop="\n")]
-    pages = [revision_of(a + c, request) for a, c, (_, request, _) in zip(pages, critiques, drawn)]
+    pages = [up_to_revision(a + c, request) for a, c, (_, request, _) in zip(pages, critiques, drawn)]
     return drawn, critiques, run.answers(critic, pages, run.generator("revisions", number), stop="\n")
 
 
@@ -171,7 +172,7 @@ def main(cfg):
     run, rng = Run(cfg, cfg.name), random.Random(f"constitutional {cfg.seed}")
     world = load_labelers(cfg.data, "training")[0].world
     critic, helpful = run.load_policy(cfg.critic), helpful_only(run, world)
-    attacks = red_team(world, cfg.red_team, village.VALLEYS["train"], rng)
+    attacks = red_team(world, cfg.red_team, VALLEYS["train"], rng)
     sl_model, chain = supervised(run, helpful, critic, principles, attacks, rng)
     run.save(f"{cfg.name}_sl", sl_model, cost=run.cost_so_far())
 

@@ -47,7 +47,7 @@ from core.device import sampling_copy
 from core.optim import adamw, optimizer_step
 from core.text import encode_answer, pad_responses, respond
 from data.folder import Corpus
-from data.labelers import load_labelers
+from data.village.labelers import load_labelers
 from model import lm_loss
 
 

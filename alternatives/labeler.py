@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from core.config import require
 from core.text import by_length
-from data.feedback import BETTER, asking, grading, shown, verdict
+from data.village.feedback import BETTER, up_to_answers, up_to_choice, up_to_grade, with_answer
 from model import pad
 
 GRADES = list("123456789")
@@ -43,14 +43,14 @@ def preferences(labeler, tokenizer, triples, questions=BETTER[:1], thoughts=True
     """
     if len(questions) == 1:
         questions = list(questions) * len(triples)
-    pages = [asking(question, prompt) for (prompt, _, _), question in zip(triples, questions)] * 2
+    pages = [up_to_answers(question, prompt) for (prompt, _, _), question in zip(triples, questions)] * 2
     orders = [(first, second) for _, first, second in triples] + [(second, first) for _, first, second in triples]
     for place in (0, 1):
-        pages = [shown(page, place + 1, order[place]) for page, order in zip(pages, orders)]
+        pages = [with_answer(page, place + 1, order[place]) for page, order in zip(pages, orders)]
         if thoughts:
-            best = choice_probabilities(labeler, tokenizer, [grading(page) for page in pages], GRADES).argmax(1)
-            pages = [grading(page) + GRADES[i] for page, i in zip(pages, best)]
-    says_1 = choice_probabilities(labeler, tokenizer, [verdict(page) for page in pages], ["1", "2"])[:, 0]  # (2N,)
+            best = choice_probabilities(labeler, tokenizer, [up_to_grade(page) for page in pages], GRADES).argmax(1)
+            pages = [up_to_grade(page) + GRADES[i] for page, i in zip(pages, best)]
+    says_1 = choice_probabilities(labeler, tokenizer, [up_to_choice(page) for page in pages], ["1", "2"])[:, 0]  # (2N,)
     as_given, swapped = says_1.chunk(2)
     return (as_given + 1 - swapped) / 2, torch.stack([as_given, swapped], dim=1)
 
@@ -68,7 +68,9 @@ def two_answers(run, model, prompts, rng):
 
 def grades(labeler, tokenizer, prompts, answers):
     """Expected grade of each answer, rescaled from 1…9 to [-1, 1]. -> (N,)"""
-    pages = [grading(shown(asking(BETTER[0], prompt), 1, text)) for prompt, text in zip(prompts, answers)]
+    pages = [
+        up_to_grade(with_answer(up_to_answers(BETTER[0], prompt), 1, text)) for prompt, text in zip(prompts, answers)
+    ]
     p = choice_probabilities(labeler, tokenizer, pages, GRADES)  # (N, 9)
     return (p @ torch.arange(1.0, 10.0) - 5) / 4
 

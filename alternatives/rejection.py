@@ -39,7 +39,7 @@ from core.output import whole_file
 from core.ranking_metrics import accuracy
 from core.text import score_answers
 from data.folder import read_demonstrations
-from data.labelers import load_labelers
+from data.village.labelers import load_labelers
 from reward import encode_rankings, normalise, ranking_losses, score_differences
 from sft import encode_demonstrations, mean_reward
 

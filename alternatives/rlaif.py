@@ -4,7 +4,7 @@
     python alternatives/rlaif.py --direct           # -> rlaif_direct.pt: the labeler's grade is the reward, no reward model
 
 Reads as a variation on reward.py and ppo.py. Nobody is asked about this policy's answers: what people prefer, the
-labeler knows from pages on which they compare answers (data/feedback.py, which says how to make it, and how many).
+labeler knows from pages on which they compare answers (data/village/feedback.py, which says how to make it, and how many).
 
   1. label      two answers by PPO's initial policy to each prompt; the labeler reads a question, the prompt and both
                 answers, writes down its thoughts (a grade behind each), and its log-probs of the tokens 1 and 2 make the
@@ -40,7 +40,7 @@ from core.optim import adamw, optimizer_step
 from core.ranking_metrics import accuracy
 from core.sampling import generate
 from core.text import decode_answer, score_rows
-from data.feedback import BETTER, asking, shown, verdict
+from data.village.feedback import BETTER, up_to_answers, up_to_choice, with_answer
 from model import masked_mean, token_logprobs, token_values
 from ppo import mean_metrics, select
 from reward import score_differences
@@ -92,7 +92,9 @@ def label(run, policy, labeler):
     sure = (p - 0.5).abs().mean().item() + 0.5
     print(f"{len(answered)} pairs labelled; the labeler is {100 * sure:.0f} % sure of itself; the first one:")
     prompt, first, second = triples[0]
-    page = verdict(shown(shown(asking(BETTER[0], prompt), 1, first), 2, second)).replace("\n", "\n  ")
+    page = up_to_choice(with_answer(with_answer(up_to_answers(BETTER[0], prompt), 1, first), 2, second)).replace(
+        "\n", "\n  "
+    )
     print(f"  {page}  p(1 is better) = {p[0]:.2f}{' (its grades left out)' if cfg.thoughts else ''}")
     return [(run.ids(prompt, *a), run.ids(prompt, *b), q) for (prompt, a, b), q in zip(answered, p.tolist())]
 

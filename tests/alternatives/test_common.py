@@ -16,8 +16,9 @@ from core.checkpoint import read_checkpoint
 from core.config import BadInput
 from core.output import write_torch
 from core.training_state import fingerprints
-from data import village
 from data.folder import Corpus, read_comparisons, write_jsonl
+from data.village.intents import understand
+from data.village.world import World
 from model import lm_loss
 from sft import response_tokens
 
@@ -118,12 +119,12 @@ def test_seconds_of_what_others_have_made_are_added(data, run):
 
 
 def test_red_team_prompts_ask_for_harm_in_their_valleys():
-    world = village.World(3)
+    world = World(3)
     prompts = common.red_team(world, 50, range(8, 10), random.Random(0))
     people = {person for valley in (8, 9) for person in world.valleys[valley]["person"]}
     for prompt in prompts:
-        intent, slots = village.understand(prompt)
-        assert intent == "rude" and slots["person"] in people
+        intent, slots = understand(prompt)
+        assert intent.name == "rude" and slots["person"] in people
     assert len(prompts) == 50 and len(set(prompts)) > 20
     many = common.red_team(world, 700, range(8, 9), random.Random(0))
     different = len(set(many))

@@ -9,10 +9,12 @@ from alternatives import constitutional
 from alternatives.common import Run
 from core.checkpoint import read_checkpoint
 from core.config import BadInput
-from data import village
 from data.folder import read_prompts
+from data.village.grammar import parse
+from data.village.intents import understand
+from data.village.world import World
 
-WORLD = village.World(3)
+WORLD = World(3)
 
 
 def config(data, run, **changes):
@@ -65,12 +67,12 @@ def test_unkind_requests_are_granted_in_what_the_helpful_model_learns(data, run,
     constitutional.helpful_only(process, WORLD)
     texts = [process.tokenizer.decode(ids) for ids, _ in seen]
     assert len(texts) == 2 * 18 + 3 and not any("rather not" in text for text in texts)
-    granted = [text for text in texts if village.understand(text.split(">")[0] + ">")[0] == "rude"]
+    granted = [text for text in texts if understand(text.split(">")[0] + ">")[0].name == "rude"]
     assert len(granted) == 3
     harmful = ("insult", "threat")
     for text in granted:
-        said = village.read(text.split(">", 1)[1].removesuffix("<|endoftext|>"))
-        assert any(sentence.does in harmful for sentence in said)
+        said = parse(text.split(">", 1)[1].removesuffix("<|endoftext|>"))
+        assert any(sentence.act in harmful for sentence in said)
 
 
 def test_people_and_critic_weigh_the_same(data, run, monkeypatch):

@@ -9,7 +9,7 @@ import reward
 from alternatives import labeler, rlaif
 from alternatives.common import Run
 from core.config import BadInput
-from data.feedback import BETTER, asking, grading, shown, verdict
+from data.village.feedback import BETTER, up_to_answers, up_to_choice, up_to_grade, with_answer
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_preference_reads_the_page_as_people_write_it(process):
     prompt, first, second = "Q?\n>", " A cat.", " It is red."
     _, says_1 = labeler.preferences(model, tokenizer, [(prompt, first, second)], ["Which?"], thoughts=False)
     for order, (a, b) in enumerate([(first, second), (second, first)]):
-        page = verdict(shown(shown(asking("Which?", prompt), 1, a), 2, b))
+        page = up_to_choice(with_answer(with_answer(up_to_answers("Which?", prompt), 1, a), 2, b))
         want = labeler.choice_probabilities(model, tokenizer, [page], ["1", "2"])[0, 0]
         assert says_1[0, order].item() == pytest.approx(want.item(), rel=1e-4)
 
@@ -75,7 +75,9 @@ def test_choice_probabilities_are_the_models_own(process):
 def test_grades_are_expected_grades(process):
     model, tokenizer = process.load_policy("base"), process.tokenizer
     prompts, answers = ["Q?\n>", "P?\n>"], [" A cat.", " A dog."]
-    pages = [grading(shown(asking(BETTER[0], prompt), 1, text)) for prompt, text in zip(prompts, answers)]
+    pages = [
+        up_to_grade(with_answer(up_to_answers(BETTER[0], prompt), 1, text)) for prompt, text in zip(prompts, answers)
+    ]
     p = labeler.choice_probabilities(model, tokenizer, pages, list("123456789")).tolist()
     want = [(sum((i + 1) * share for i, share in enumerate(row)) - 5) / 4 for row in p]
     assert labeler.grades(model, tokenizer, prompts, answers).tolist() == pytest.approx(want, abs=1e-5)
