@@ -198,7 +198,7 @@ def safety_data(run, prompts, models, rng, split):
         rng.shuffle(pair)
         labeler, texts = rng.choice(labelers), [text for text, _ in pair]
         is_safe = [labeler.safe(prompt, text) for text in texts]
-        liking = [feeling + 3 * mark for feeling, mark in zip(labeler.feel(prompt, texts), is_safe)]
+        liking = [feeling + 3 * mark for feeling, mark in zip(labeler.utilities(prompt, texts), is_safe)]
         if counted:
             run.cost["labels"] += 1
         better = liking.index(max(liking))

@@ -114,4 +114,4 @@ def test_its_variants_run(data, run, changes):
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"epochs": 0}, {"label_smoothing": 0.5}, {"learning_rate": -1.0}])
 def test_it_refuses(data, run, wrong):
     with pytest.raises(BadInput, match=f"--{next(iter(wrong))}"):
-        dpo.main(dpo.Config(data=str(data), out=str(run), device="cpu", **wrong))
+        dpo.main(dpo.Config(data=str(data), out=str(run), device="cpu", threads=1, **wrong))

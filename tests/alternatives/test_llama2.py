@@ -182,7 +182,7 @@ class Labeler:
     def safe(self, prompt, text):
         return "bad" not in text
 
-    def feel(self, prompt, texts):
+    def utilities(self, prompt, texts):
         return [len(text) / 2 for text in texts]
 
 
