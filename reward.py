@@ -217,7 +217,9 @@ def normalise(model, cfg, tokenizer):
     scores = score_answers(model, tokenizer, [record["prompt"] for record in demonstrations], answers)
     scores = [score for score in scores if not math.isnan(score)]  # of those that fit the context
     require(scores, "no demonstration fits into the context, so there is nothing to normalise the scores with")
-    bias = model.state_dict()["head.bias"]  # of several processes: the shard itself, where model.head.bias may be a copy
+    bias = model.state_dict()[
+        "head.bias"
+    ]  # of several processes: the shard itself, where model.head.bias may be a copy
     bias -= sum(scores) / len(scores)
     spread = torch.tensor(scores).std(correction=0).item()
     print(f"demonstrations scored {sum(scores) / len(scores):+.3f} on average (spread {spread:.2f}); now they score 0")
