@@ -58,9 +58,7 @@ class Config(CommonConfig):
     ranked: bool = True  # begin with the answers that people have ranked for reward.py
     rounds: PositiveInt = 3  # of sampling, asking people, learning                                    code: 31
     prompts: PositiveInt = 192  # prompts per round                                                    paper: all
-    samples: PositiveInt = (
-        4  # answers per prompt                                                     paper: 4 (code: 1)
-    )
+    samples: PositiveInt = 4  # answers per prompt                                                    paper: 4 (code: 1)
     epochs: PositiveInt = 1  # passes over the answers of one round                                    paper: 10
     batch_size: PositiveInt = 32  # answers per step                                                   paper: 64
     learning_rate: PositiveFloat = 3e-4  # constant                                                    paper: 5e-4

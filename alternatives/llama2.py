@@ -57,9 +57,7 @@ class Config(CommonConfig):
     epochs: PositiveInt = 1  # passes over the rankings                                        paper: 1
     batch_size: PositiveInt = 16  # rankings or pairs per step                                 paper: 512 pairs
     learning_rate: PositiveFloat = 8e-4  # of the reward models, cosine to a tenth             paper: 1e-5
-    safety_share: Fraction = (
-        0.1  # of what the helpfulness model learns from                  paper: as much as rankings
-    )
+    safety_share: Fraction = 0.1  # of what the helpfulness model learns from                 paper: as much as rankings
     classify: bool = True  # the safety model's second loss; --no-classify leaves it out
     threshold: Fraction = 0.15  # an answer less likely safe than this is scored for safety    paper: 0.15
     linear: Fraction = 0.0  # if not 0: R = linear · r_h + (1 - linear) · r_s, whitened, instead of the switch

@@ -48,9 +48,7 @@ from sft import encode_demonstrations, mean_reward
 class Config(CommonConfig):
     rounds: PositiveInt = 5  # V1, V2, …                                                              paper: 5
     prompts: PositiveInt = 400  # training prompts per round, others each time                        paper: silent
-    samples: PositiveInt = (
-        8  # K: answers per prompt                                   paper: its figures go from 1 to 100
-    )
+    samples: PositiveInt = 8  # K: answers per prompt                                paper: its figures go from 1 to 100
     temperature: PositiveFloat = 1.0  # of those answers           paper: tuned each round, 1.2 to 1.3 after some RLHF
     pool: bool = True  # learn from the best of all rounds; --no-pool: of the newest                  paper: since V4
     epochs: PositiveInt = 2  # passes over demonstrations and picks                                   paper: 2
@@ -58,9 +56,7 @@ class Config(CommonConfig):
     learning_rate: PositiveFloat = 1e-3  # peak, cosine to a tenth                                    paper: 2e-5
     ranked: int = 160  # prompts per round whose answers people rank; 0 = none          paper: 1.4 million pairs in all
     reward_batch_size: PositiveInt = 16  # rankings per step of the reward model                      paper: 512 pairs
-    reward_learning_rate: PositiveFloat = (
-        1e-4  # of the reward model, peak, cosine to a tenth    paper: 1e-5 (70B: 5e-6)
-    )
+    reward_learning_rate: PositiveFloat = 1e-4  # of the reward model, cosine                    paper: 1e-5 (70B: 5e-6)
     valid_prompts: PositiveInt = 300  # validation prompts that every round is measured on
     ppo_iterations: int = 10  # of PPO at the end; 0 = none                                           paper: 200 to 400
     name: str = "rejection"  # writes OUT/NAME.pt, NAME_reward.pt, NAME_ppo.pt, NAME.png

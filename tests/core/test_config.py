@@ -295,7 +295,7 @@ def name_of(path):
 
 def test_there_are_scripts():
     names = {name_of(p) for p in SCRIPTS}
-    assert {"pretrain", "sft", "reward", "ppo", "evaluate", "run", "benchmark", "data/collect"} <= names
+    assert {"pretrain", "sft", "reward", "ppo", "evaluate", "run", "tools/benchmark", "data/collect"} <= names
     assert any(name.startswith("data/village") for name in names) and any(n.startswith("alternatives") for n in names)
 
 
@@ -346,7 +346,7 @@ def layer_of(path):
         return 1
     if relative.parts[0] == "alternatives":
         return 4 if relative.stem == "compare" else 3
-    layers = {"model": 0, "pretrain": 2, "sft": 2, "reward": 2, "ppo": 2, "evaluate": 3, "benchmark": 3}
+    layers = {"model": 0, "pretrain": 2, "sft": 2, "reward": 2, "ppo": 2, "evaluate": 3}
     return layers.get(relative.stem, 5)  # run, tools
 
 

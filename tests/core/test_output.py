@@ -53,15 +53,17 @@ def test_of_several_processes_the_first_writes(tmp_path, monkeypatch):
     assert os.listdir(output_folder(tmp_path)) == []
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, tokenizer_spec):
-    path = tmp_path / "x.pt"
-    save_checkpoint(path, make(), tokenizer_spec, CFG, 1)
+@pytest.mark.parametrize("n_embd, room", [(16, 0.5), (64, 0.5), (64, 0.9)])
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, tokenizer_spec, n_embd, room):
+    """Where the disk is full while torch still writes tensors, torch reports an error of its own."""
+    path, model = tmp_path / "x.pt", make(n_embd=n_embd)
+    save_checkpoint(path, model, tokenizer_spec, CFG, 1)
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # files cannot grow beyond this
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(room * len(before)), limits[1]))  # files cannot grow beyond this
         with pytest.raises(OSError) as problem:
-            save_checkpoint(path, make(), tokenizer_spec, CFG, 2)
+            save_checkpoint(path, model, tokenizer_spec, CFG, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert problem.value.filename == str(path)

@@ -82,6 +82,7 @@ def test_respond_keeps_the_order_and_knows_who_ended(letters):
         assert answers == [("wxyz", False), ("yz", True), ("bcde", False), ("hijk", False), ("z", True)]
     answers = respond(Alphabet(), letters, prompts, 5, stop="y")
     assert answers == [("wx", True), ("", True), ("bcdef", False), ("hijkl", False), ("z", True)]
+    assert respond(Alphabet(), letters, ["abc"], 5, stop="fg") == [("de", True)], "cut counts as an end"
     assert respond(Alphabet(), letters, [], 5) == []
 
 

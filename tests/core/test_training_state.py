@@ -171,7 +171,7 @@ def test_other_inputs_are_refused(tmp_path, change):
     if change == "other text":
         page.write_text("hello again")
     elif change == "same length":
-        page.write_text("hallo")
+        page.write_text("hella")
     elif change == "new file":
         changed = tmp_path / "data" / "new.txt"
         changed.write_text("")
