@@ -122,6 +122,9 @@ def check_resuming(module, cfg, name, log, other, monkeypatch, capsys, latest=5)
     interrupted = replace(cfg, out=str(other), save_every=1)
     kill_after_a_state(f"{module.__name__}.py", interrupted, name, latest)
     start = max(saved_states(other, name))
+    for path in (other / log, *other.glob(f"{name}.*.jsonl")):  # killed between writing a record and saving the state
+        with open(path, "a") as file:
+            file.write('{"step": "after the state"}\n{"torn')
     resumed, saved = replace(interrupted, resume=True), []
 
     class Killed(Exception):
