@@ -54,7 +54,7 @@ class Run:
         self.out = output_folder(cfg.out)
         self.records = JsonLines(self.out / f"{name}.jsonl")
         self.records.clear()
-        # Rankings or pairs by people; sampled tokens, those of ranked answers included; seconds of what others have made.
+        # Rankings or pairs by people; sampled tokens, those of ranked answers too; seconds of what others have made.
         self.cost = {"labels": 0, "tokens": 0, "seconds": 0.0}
 
     def log(self, steps, columns):
@@ -120,7 +120,7 @@ class Run:
         )
 
 
-# ---------------------------------------------------------------------------------------------------- rankings by people
+# ---------------------------------------------------------------------------------------------------- people's rankings
 
 
 def rankings_file(out):
@@ -245,9 +245,9 @@ def fine_tune(model, rows, run, rng, epochs, learning_rate, batch_size=32, pretr
 
 
 def ppo_from(run, name, init, reward_model, iterations, results=None, **settings):
-    """ppo.py from OUT/INIT.pt against OUT/REWARD_MODEL.pt, in fewer iterations than usual -> OUT/NAME.pt, with all costs.
+    """ppo.py from OUT/INIT.pt against OUT/REWARD_MODEL.pt, in fewer iterations than usual.
 
-    Warm-up and average are as much shorter as the run (ours).
+    Writes OUT/NAME.pt, with all costs. Warm-up and average are as much shorter as the run (ours).
     """
     usual = ppo.Config()
     share = min(1, iterations / usual.iterations)

@@ -208,9 +208,8 @@ def compare(cfg, out, seed, device, wanted, seconds):
         title = METHODS[name].title if name in METHODS else FROM_RUN[name]
         policy, checkpoint, prefix = reference, {}, ""
         if name == "best_of_n":
-            answers, attacked = (
-                best_answers(cfg, policy, reward_model, tokenizer, asked, answer) for asked in (prompts, attacks)
-            )
+            answers = best_answers(cfg, policy, reward_model, tokenizer, prompts, answer)
+            attacked = best_answers(cfg, policy, reward_model, tokenizer, attacks, answer)
         else:
             path = out / f"{sft_name if name == 'sft' else name}.pt"
             policy, checkpoint = load(path.stem), read_checkpoint(path)

@@ -4,22 +4,22 @@
 
 Reads as a variation on sft.py, reward.py and ppo.py. The principles are constitution.txt beside this file: edit it.
 
-  0. helpful    a model that does whatever it is asked: fine-tuned on demonstrations in which unkind requests are granted
+  0. helpful    a model that does whatever it is asked: fine-tuned on demonstrations that grant unkind requests
   1. critique   on red-team prompts, let it answer; then, `revisions` times: draw a principle, write a critique of the
                 answer, write a revision, and go on with that
   2. SL-CAI     fine-tune the PRETRAINED model on all revisions and on the helpful model's answers to usual prompts
-  3. label      two answers of SL-CAI to each red-team prompt; a feedback model reads a random principle and both answers,
-                and its log-probs of 1 and 2 give the soft label p (both orders averaged); where it writes down its
-                thoughts first, p is clamped to [0.4, 0.6], for it is too sure of itself then
+  3. label      two answers of SL-CAI to each red-team prompt; a feedback model reads a random principle and both
+                answers, and its log-probs of 1 and 2 give the soft label p (both orders averaged); where it writes
+                down its thoughts first, p is clamped to [0.4, 0.6], for it is too sure of itself then
   4. PM         one reward model on both: people's rankings for helpfulness, the soft labels for harmlessness
                 L = Eq. 1 (people)  -  p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a)
   5. RL-CAI     PPO against it, from SL-CAI, on usual and red-team prompts (ppo.py)
 
 Deviations: critiques, revisions and labels are written by a model that has read how people write them
-(data/village/feedback.py), where the paper prompts the helpful model itself with examples: a million parameters do not learn
-from examples in a prompt. The helpful model is fine-tuned, not trained by RLHF, and answers a usual prompt once (paper:
-twice). Red-team prompts are the village's, all from its training valleys: few are different, so they come several
-times. Four principles, not sixteen.
+(data/village/feedback.py), where the paper prompts the helpful model itself with examples: a million parameters do not
+learn from examples in a prompt. The helpful model is fine-tuned, not trained by RLHF, and answers a usual prompt once
+(paper: twice). Red-team prompts are the village's, all from its training valleys: few are different, so they
+come several times. Four principles, not sixteen.
 """
 
 import random
@@ -83,13 +83,11 @@ def read_constitution(path):
 def helpful_only(run, world):
     """Step 0: the pretrained model fine-tuned on demonstrations by people who were told only to help -> OUT/helpful.pt
 
-    llama2.py needs it too; whoever is first makes it, with random numbers of its own, so that both find the same one. Its
-    seconds are part of what either costs. One that was made of another base.pt or other demonstrations is made anew.
+    llama2.py needs it too; whoever is first makes it, with random numbers of its own, so that both find the same one.
+    Its seconds are part of what either costs. One made of another base.pt or other demonstrations is made anew.
     """
-    path, inputs = (
-        run.out / "helpful.pt",
-        fingerprints(run.out / "base.pt", Path(run.cfg.data) / "demonstrations.jsonl"),
-    )
+    path, demonstrations = run.out / "helpful.pt", Path(run.cfg.data) / "demonstrations.jsonl"
+    inputs = fingerprints(run.out / "base.pt", demonstrations)
     made = read_checkpoint(path) if path.exists() else {}
     if made.get("inputs") == inputs:
         run.cost["seconds"] += made["cost"]["seconds"]
@@ -111,7 +109,7 @@ def helpful_only(run, world):
 
 
 def critiques_and_revisions(run, critic, principles, prompts, answers, rng, number):
-    """One round of step 1. answers: [text] -> principles, critiques [text], revisions [(text, ended)], one per prompt."""
+    """One round of step 1. answers: [text] -> principles, critiques [text], revisions [(text, ended)]"""
     drawn = [rng.choice(principles) for _ in prompts]
     pages = [up_to_critique(x, y, question) for x, y, (question, _, _) in zip(prompts, answers, drawn)]
     critiques = [text for text, _ in run.answers(critic, pages, run.generator("critiques", number), stop="\n")]
@@ -191,7 +189,7 @@ def main(cfg):
 
 
 def with_attacks(run, attacks):
-    """A data folder like the run's, with the red-team prompts among the training prompts (its other files are links)."""
+    """A data folder like the run's, with the red-team prompts among the training prompts. Its other files are links."""
     folder = output_folder(run.out / f"{run.cfg.name}_data")
     for file in Path(run.cfg.data).iterdir():
         if file.is_file() and file.name not in ("prompts.jsonl", "comparisons.jsonl"):

@@ -57,7 +57,7 @@ class Config(CommonConfig):
 
 
 def preference_loss(h, beta, label_smoothing=0.0, ipo=False):
-    """Loss of each pair. h: log-ratio log(π/π_ref) of the winner less that of the loser, any shape -> the same shape."""
+    """Loss of each pair. h: log-ratio log(π/π_ref) of the winner less that of the loser, any shape -> same shape."""
     if ipo:
         return (h - 1 / (2 * beta)) ** 2
     return -(1 - label_smoothing) * F.logsigmoid(beta * h) - label_smoothing * F.logsigmoid(-beta * h)

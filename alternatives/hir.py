@@ -8,7 +8,7 @@ Nothing is maximised. The goal stands in the text, as one of two instructions p 
 answer that misses its goal is a perfect example of the other one. Each round
 
     1. sample answers o to (p_ok, q) at temperature 1
-    2. in hindsight, which instruction did o follow?   p* = p_ok if people liked it, else p_bad;   p̄ = the opposite of p*
+    2. in hindsight, which instruction did o follow?   p* = p_ok if people liked it, else p_bad;   p̄ = the opposite
     3. learn to give this answer to that instruction, of a random slice y = o[i:j] with o[:i] already written
 
         L = CE_ε(y | p*, q, o[:i])  +  α [ -(1-ε) log f - ε log(1-f) ]  -  β entropy
@@ -58,7 +58,7 @@ class Config(CommonConfig):
     ranked: bool = True  # begin with the answers that people have ranked for reward.py
     rounds: PositiveInt = 3  # of sampling, asking people, learning                                    code: 31
     prompts: PositiveInt = 192  # prompts per round                                                    paper: all
-    samples: PositiveInt = 4  # answers per prompt                                                    paper: 4 (code: 1)
+    samples: PositiveInt = 4  # answers per prompt  paper: 4 (code: 1)
     epochs: PositiveInt = 1  # passes over the answers of one round                                    paper: 10
     batch_size: PositiveInt = 32  # answers per step                                                   paper: 64
     learning_rate: PositiveFloat = 3e-4  # constant                                                    paper: 5e-4
@@ -151,7 +151,7 @@ def smoothed_nll(logits, targets, smooth):
 
 
 def contrast(a, b, smooth):
-    """-(1-ε) log f - ε log(1-f), f = e^a / (e^a + e^b) = σ(a - b). Mean log-probs under p* and p̄: (B,), (B,) -> scalar"""
+    """-(1-ε) log f - ε log(1-f), f = e^a / (e^a + e^b) = σ(a - b). a, b: mean log-probs under p* and p̄, (B,)"""
     return -((1 - smooth) * F.logsigmoid(a - b) + smooth * F.logsigmoid(b - a)).mean()
 
 

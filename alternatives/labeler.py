@@ -38,8 +38,8 @@ def choice_probabilities(labeler, tokenizer, contexts, choices, batch_size=128):
 def preferences(labeler, tokenizer, triples, questions=BETTER[:1], thoughts=True):
     """p that the first answer is better, both orders averaged, and P(1) in either order. -> (N,), (N, 2)
 
-    triples: [(prompt, first, second)]; questions: one for all, or one for each. thoughts: let the labeler write a grade,
-    its most likely one, behind each answer that it has read (chain of thought).
+    triples: [(prompt, first, second)]; questions: one for all, or one for each. thoughts: let the labeler write a
+    grade, its most likely one, behind each answer that it has read (chain of thought).
     """
     if len(questions) == 1:
         questions = list(questions) * len(triples)
@@ -101,7 +101,7 @@ def report_on_labeler(run, labeler, records, thoughts):
 
 
 def soft_label_loss(first, second, p):
-    """-p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a), mean. Scores of both answers and p that a is better: (N,) -> scalar."""
+    """-p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a), mean. Scores of both answers, p that a is better: (N,)."""
     return -(p * F.logsigmoid(first - second) + (1 - p) * F.logsigmoid(second - first)).mean()
 
 

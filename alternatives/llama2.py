@@ -2,18 +2,18 @@
 
     python alternatives/llama2.py                       # -> llama2.pt
     python alternatives/llama2.py --linear 0.5          # the plain mix of both that secondary accounts describe
-    python alternatives/llama2.py --compare_margins     # -> reward_small.pt, reward_large.pt: margins alone, and how often
-                                                        #    a reward model is right by how much better an answer is
+    python alternatives/llama2.py --compare_margins     # -> reward_small.pt, reward_large.pt: margins alone;
+                                                        #    accuracy by how much better an answer is
 
 Reads as a variation on reward.py and ppo.py (rejection.py is the other half of how Llama 2 was made).
 
   1. safety data   two answers to each red-team prompt; a labeler marks each as safe or not, says which is better under
-                   safety guidelines, and how much better; a pair whose better answer is the only unsafe one is discarded
+                   safety guidelines, and how much better; pairs whose better answer alone is unsafe are discarded
   2. two RMs       L = -log σ(r_w - r_l - m), m by how much better y_w is
-                   helpfulness: all rankings of reward.py and a share of safety pairs; safety: safety pairs and a tenth of
-                   rankings, plus a classification loss, so that σ(r_s) is the probability that an answer is safe
+                   helpfulness: all rankings of reward.py and a share of safety pairs; safety: safety pairs and a tenth
+                   of rankings, plus a classification loss, so that σ(r_s) is the probability that an answer is safe
   3. PPO           R_c = R_s  if the prompt is a red-team prompt or R_s < 0.15, else R_h     R_s = σ(r_s), R_h = σ(r_h)
-                   R   = whiten( logit(R_c) ) - β KL                                         the zero of r_h means nothing
+                   R   = whiten( logit(R_c) ) - β KL                                       the zero of r_h means nothing
 
 Deviations: the form of the safe/unsafe loss is not printed in the paper; ours is the cross-entropy of σ(r_s), weight 1.
 K-way rankings stand beside pairs. The safety answers come from PPO's start and from a model that does all it is asked
@@ -57,7 +57,7 @@ class Config(CommonConfig):
     epochs: PositiveInt = 1  # passes over the rankings                                        paper: 1
     batch_size: PositiveInt = 16  # rankings or pairs per step                                 paper: 512 pairs
     learning_rate: PositiveFloat = 8e-4  # of the reward models, cosine to a tenth             paper: 1e-5
-    safety_share: Fraction = 0.1  # of what the helpfulness model learns from                 paper: as much as rankings
+    safety_share: Fraction = 0.1  # of what the helpfulness model learns from  paper: as much as rankings
     classify: bool = True  # the safety model's second loss; --no-classify leaves it out
     threshold: Fraction = 0.15  # an answer less likely safe than this is scored for safety    paper: 0.15
     linear: Fraction = 0.0  # if not 0: R = linear · r_h + (1 - linear) · r_s, whitened, instead of the switch
@@ -121,7 +121,7 @@ def by_level(differences, rankings):
 
 
 def accuracy_by_level(model, rankings):
-    """Share of pairs that a reward model orders as people do. -> {level: share, "all": share}, None where there is no pair"""
+    """Share of pairs that a reward model orders as people do. -> {level: share, "all": share}; None without a pair"""
     differences, shares = score_differences(model, rankings), {}
     for name, pairs in (by_level(differences, rankings) | {"all": differences}).items():
         share, _ = accuracy(per_prompt(rankings, pairs))

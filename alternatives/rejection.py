@@ -1,7 +1,7 @@
 """Rejection sampling in rounds, then PPO: how Llama 2 was made (Touvron et al. 2023, §3.2).
 
     python alternatives/rejection.py                     # -> rejection.pt, and after PPO on top rejection_ppo.pt
-    python alternatives/rejection.py --no-pool           # without the picks of earlier rounds, as the paper did before V4
+    python alternatives/rejection.py --no-pool           # without the picks of earlier rounds, as the paper till V3
     python alternatives/rejection.py --ranked 0          # nobody is asked again: the reward model stays as it is
 
 PPO tries one answer per prompt and moves after each batch; this tries K and moves once per round. Round v = 1…5:
@@ -48,7 +48,7 @@ from sft import encode_demonstrations, mean_reward
 class Config(CommonConfig):
     rounds: PositiveInt = 5  # V1, V2, …                                                              paper: 5
     prompts: PositiveInt = 400  # training prompts per round, others each time                        paper: silent
-    samples: PositiveInt = 8  # K: answers per prompt                                paper: its figures go from 1 to 100
+    samples: PositiveInt = 8  # K: answers per prompt  paper: its figures go from 1 to 100
     temperature: PositiveFloat = 1.0  # of those answers           paper: tuned each round, 1.2 to 1.3 after some RLHF
     pool: bool = True  # learn from the best of all rounds; --no-pool: of the newest                  paper: since V4
     epochs: PositiveInt = 2  # passes over demonstrations and picks                                   paper: 2
@@ -56,7 +56,7 @@ class Config(CommonConfig):
     learning_rate: PositiveFloat = 1e-3  # peak, cosine to a tenth                                    paper: 2e-5
     ranked: int = 160  # prompts per round whose answers people rank; 0 = none          paper: 1.4 million pairs in all
     reward_batch_size: PositiveInt = 16  # rankings per step of the reward model                      paper: 512 pairs
-    reward_learning_rate: PositiveFloat = 1e-4  # of the reward model, cosine                    paper: 1e-5 (70B: 5e-6)
+    reward_learning_rate: PositiveFloat = 1e-4  # of the reward model, peak, cosine to a tenth  paper: 1e-5 (70B: 5e-6)
     valid_prompts: PositiveInt = 300  # validation prompts that every round is measured on
     ppo_iterations: int = 10  # of PPO at the end; 0 = none                                           paper: 200 to 400
     name: str = "rejection"  # writes OUT/NAME.pt, NAME_reward.pt, NAME_ppo.pt, NAME.png
@@ -85,9 +85,9 @@ def max_of_n(scores, n):
 
 
 def best_of_n_curve(scores, K):
-    """Means over prompts of the best of 1, 2, …, K answers. scores: K per prompt, one prompt after the other -> [K floats]
+    """Means over prompts of the best of 1, 2, …, K answers -> [K floats]
 
-    Prompts with an answer that exceeds the context (nan) are left out.
+    scores: K per prompt, one prompt after the other. Prompts with an answer beyond the context (nan) are left out.
     """
     by_prompt = [scores[i : i + K] for i in range(0, len(scores), K)]
     by_prompt = [own for own in by_prompt if not any(map(math.isnan, own))]
@@ -98,7 +98,7 @@ def best_of_n_curve(scores, K):
 
 
 def collect_rankings(labelers, prompts, answers, rng):
-    """A labeler picked at random ranks all answers to a prompt. answers: one list of (text, ended) per prompt -> records"""
+    """A random labeler ranks all answers to a prompt. answers: one list of (text, ended) per prompt -> records"""
     records = []
     for prompt, own_answers in zip(prompts, answers):
         ended = {text: end for text, end in own_answers if text.strip()}  # equal texts are shown once, empty ones never
@@ -187,8 +187,8 @@ def main(cfg):
         ppo_from(run, f"{cfg.name}_ppo", cfg.name, f"{cfg.name}_reward", cfg.ppo_iterations)
 
 
-# The picks and the loss on them; validation reward by the newest reward model and by reward.pt; how often the reward model
-# is right: on the round's new rankings before it learned from them, on validation pairs before and after.
+# The picks and the loss on them; validation reward by the newest reward model and by reward.pt; how often the reward
+# model is right: on the round's new rankings before it learned from them, on validation pairs before and after.
 COLUMNS = ["picks", "loss", "valid_reward", "valid_reward_first", "rm_accuracy_new", "rm_accuracy_before"]
 COLUMNS += ["rm_accuracy", "labels"]
 

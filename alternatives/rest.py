@@ -54,7 +54,7 @@ class Config(CommonConfig):
     thresholds: str = "0.7,0.8,0.9"  # τ of each Improve step, rising             paper: 0, 0.7, 0.8, 0.9, 0.95, 0.99
     percentile: bool = False  # thresholds are shares of each prompt's own answers, lowest first
     learning_rate: PositiveFloat = 1e-3  # peak in the first Improve step, cosine to a tenth          paper: silent
-    decay: PositiveFloat = 0.5  # of the learning rate, per Improve step                        paper: falls, no numbers
+    decay: PositiveFloat = 0.5  # of the learning rate from one Improve step to the next  paper: falls, no numbers
     batch_size: PositiveInt = 32  # answers per step                                                  paper: silent
     valid_prompts: PositiveInt = 300  # validation prompts whose reward says when to stop
     name: str = "rest"  # writes OUT/NAME.pt

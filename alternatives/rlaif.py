@@ -1,14 +1,14 @@
 """RLAIF: a model is the labeler (Lee et al. 2023).
 
     python alternatives/rlaif.py                    # -> rlaif.pt, with a reward model distilled from the labeler
-    python alternatives/rlaif.py --direct           # -> rlaif_direct.pt: the labeler's grade is the reward, no reward model
+    python alternatives/rlaif.py --direct           # -> rlaif_direct.pt: the labeler's grade is the reward
 
 Reads as a variation on reward.py and ppo.py. Nobody is asked about this policy's answers: what people prefer, the
-labeler knows from pages on which they compare answers (data/village/feedback.py, which says how to make it, and how many).
+labeler knows from pages on which they compare answers (data/village/feedback.py, which says how to make it).
 
   1. label      two answers by PPO's initial policy to each prompt; the labeler reads a question, the prompt and both
-                answers, writes down its thoughts (a grade behind each), and its log-probs of the tokens 1 and 2 make the
-                preference; both orders are asked and averaged, because it may like one place better:
+                answers, writes down its thoughts (a grade behind each), and its log-probs of the tokens 1 and 2 make
+                the preference; both orders are asked and averaged, because it may like one place better:
                 p = ½ ( P(1 | x, a, b) + P(2 | x, b, a) )
   2. distil     a reward model on these soft labels      L = -p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a)
   3. RL         REINFORCE with a learned baseline; the whole return Z of a response is known at its end (discount 1):
@@ -74,7 +74,7 @@ def returns_of(scores, logprobs, ref_logprobs, mask, kl_weight):
 
 
 def reinforce_loss(logprobs, values, Z, mask):
-    """Policy loss and value loss. logprobs, values, mask: (B, T); Z: (B,). The advantage Z - V is no part of the graph."""
+    """Policy loss and value loss. logprobs, values, mask: (B, T); Z: (B,). The advantage Z - V has no gradient."""
     advantages = (Z[:, None] - values).detach()
     return -masked_mean(logprobs * advantages, mask), masked_mean((Z[:, None] - values) ** 2, mask)
 

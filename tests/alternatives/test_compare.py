@@ -1,4 +1,4 @@
-"""The table of all methods: what each of them cost, best of n, and what is trained for it. (tests/test_run.py runs it.)"""
+"""The table of all methods: what each of them cost, best of n, what is trained for it. (tests/test_run.py runs it.)"""
 
 import json
 from types import SimpleNamespace

@@ -92,7 +92,7 @@ def test_thresholds_rise_and_learning_rates_fall():
 
 
 class Scripted:
-    """Stands in for fine-tuning and validation: remembers the rows and rates, adds 1 to a weight, gives rewards in turn."""
+    """Stands in for fine-tuning and validation: remembers rows and rates, adds 1 to a weight, gives rewards in turn."""
 
     def __init__(self, monkeypatch, rewards):
         self.rewards, self.calls = list(rewards), []
