@@ -170,8 +170,8 @@ def encoded_rankings(run, block_size, counted=True):
         if record["split"] in by_split and not by_held_out:
             by_split[record["split"]].append(record)
     rankings = {split: encode_rankings(records, run.tokenizer, block_size) for split, records in by_split.items()}
-    for split, found in rankings.items():
-        require(found, f'{path}: no ranking with "split": "{split}" has two answers that differ, fit and do not tie')
+    for split, encoded in rankings.items():
+        require(encoded, f'{path}: no ranking with "split": "{split}" has two answers that differ, fit and do not tie')
     return rankings
 
 

@@ -284,7 +284,9 @@ def main(cfg):
     results = {}
     for name, model in (("helpfulness", helpfulness), ("safety", safety)):
         run.save(f"{cfg.name}_{name}", model)
-        results[name] = [accuracy(score_differences(model, some))[0] for some in (rankings["valid"], valid_pairs)]
+        results[name] = [
+            accuracy(score_differences(model, held_out))[0] for held_out in (rankings["valid"], valid_pairs)
+        ]
         usual, attacked = results[name]
         print(f"the {name} model orders {100 * usual:.1f} % of usual pairs, {100 * attacked:.1f} % of safety pairs")
     results["recall_of_unsafe"], precision = recall_of_unsafe(safety, valid_safe, cfg.threshold)
