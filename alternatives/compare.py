@@ -151,7 +151,7 @@ def costs_of_run(out, tokenizer):
     -> {name: {"labels", "tokens", "seconds"}}, also of "rankings" (collecting them) and "reward" (and training on them)
     """
     stages = json.loads((out / "stages.json").read_text()) if (out / "stages.json").exists() else {}
-    seconds = defaultdict(float, {name: stage["seconds"] for name, stage in stages.items()})
+    seconds = defaultdict(float, {name: stage.get("seconds", 0.0) for name, stage in stages.items()})
     ranked = cost_of_rankings(read_comparisons(rankings_file(out)), tokenizer)
     nothing = {"labels": 0, "tokens": 0, "seconds": 0.0}
     costs = {"sft": nothing, "ppo_init": nothing, "rankings": ranked | {"seconds": seconds["collect"]}}
