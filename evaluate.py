@@ -44,9 +44,7 @@ class Config(Device):
     max_new_tokens: PositiveInt = 40  # longest response
     shots: int = 2  # solved examples in front of a few-shot task
     best_of: PositiveInt = 16  # largest n of best-of-n, a power of two
-    best_of_prompts: PositiveInt = (
-        96  # validation prompts for best-of-n (as many as ppo.py samples) and the few-shot prefix
-    )
+    best_of_prompts: PositiveInt = 96  # validation prompts for best-of-n (as many as ppo.py samples) and few-shot
     also: str = ""  # more policies of the run folder to evaluate: names of .pt files without the ending, a,b
     quick: bool = False  # say that the numbers mean nothing
     seed: Seed = 0  # of sampling and of the choice of labelers

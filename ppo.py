@@ -27,6 +27,7 @@ and the averaged weights are what is saved. γ multiplies the MEAN loss per pret
 reduction is not stated, does not carry over. The first iterations only train the value model.
 """
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -326,6 +327,7 @@ def main(cfg):
 
     policy.load_state_dict(average)
     final_loss = corpus_loss(policy, Corpus(cfg.data, "valid"), min(128, policy.config.block_size - 1))
+    require(math.isfinite(final_loss), f"the corpus loss became {final_loss}; try a smaller --learning_rate")
     print(f"corpus loss {final_loss:.3f}; saving the averaged weights")
     save_checkpoint(out / f"{name}.pt", policy, tokenizer_spec, cfg, cfg.iterations, inputs=state.inputs)
     state.finish()

@@ -157,6 +157,7 @@ def main(cfg):
     path = Path(cfg.comparisons) if cfg.comparisons else comparisons_file(cfg, out)
     records = read_comparisons(path)
     supervised = load_policy(init, cfg, device, tokenizer_spec, sharded=False)
+    torch.manual_seed(cfg.seed)  # of the new head: the first process may have collected, and drawn numbers, meanwhile
     model = configure_model(ScalarModel.from_gpt(supervised), cfg)  # the supervised model without its unembedding
     del supervised
     block_size = model.config.block_size
@@ -216,7 +217,10 @@ def normalise(model, cfg, tokenizer):
     scores = score_answers(model, tokenizer, [record["prompt"] for record in demonstrations], answers)
     scores = [score for score in scores if not math.isnan(score)]  # of those that fit the context
     require(scores, "no demonstration fits into the context, so there is nothing to normalise the scores with")
-    model.head.bias -= sum(scores) / len(scores)
+    bias = model.state_dict()[
+        "head.bias"
+    ]  # of several processes: the shard itself, where model.head.bias may be a copy
+    bias -= sum(scores) / len(scores)
     spread = torch.tensor(scores).std(correction=0).item()
     print(f"demonstrations scored {sum(scores) / len(scores):+.3f} on average (spread {spread:.2f}); now they score 0")
 
@@ -226,6 +230,8 @@ def score_differences(model, rankings):
     model.eval()
     rows = list(dict.fromkeys(tuple(row) for ranking in rankings for row in ranking.rows))
     score = dict(zip(rows, score_rows(model, rows)))
+    finite = all(math.isfinite(value) for value in score.values())
+    require(finite, "scores are not finite any more; try a smaller --learning_rate")
     return [differences([score[tuple(row)] for row in ranking.rows], ranking.ranks) for ranking in rankings]
 
 

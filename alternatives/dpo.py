@@ -32,107 +32,116 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 
-from alternatives.common import Inputs, Run, minibatches, rankings_of_people
-from model import pad, response_mask, token_logprobs
-from plumbing import adamw, check_finite, command_line, cosine_to_tenth, optimizer_step, require
-from reward import accuracy, encode_ranking, pair_outcomes, pairs_of
+from alternatives.common import CommonConfig, Run, encoded_rankings, longest_rows, minibatches
+from core.config import Fraction, PositiveFloat, PositiveInt, command_line, require
+from core.optim import adamw, cosine_to_tenth, optimizer_step
+from core.ranking_metrics import accuracy, differences
+from core.text import response_logprobs
+from reward import preferred_pairs
 
 
 @dataclass
-class Config(Inputs):
-    beta: float = 0.3  # β: how dear it is to leave the reference                              paper: 0.1 to 0.5
-    label_smoothing: float = 0.0  # share of the pairs that labelers may have put the wrong way round
+class Config(CommonConfig):
+    beta: PositiveFloat = 0.3  # β: how dear it is to leave the reference                              paper: 0.1 to 0.5
+    label_smoothing: Fraction = 0.0  # share of the pairs that labelers may have put the wrong way round
     ipo: bool = False  # (h - 1/(2β))² instead of -log σ(βh), h the difference of log-ratios
     best_vs_worst: bool = False  # of every ranking only the best against the worst answer
-    epochs: int = 1  # passes over the rankings                                                paper: 1
-    batch_size: int = 16  # prompts per step                                                   paper: 64 pairs
-    learning_rate: float = 1e-4  # peak, cosine to a tenth                                     paper: 1e-6
-    eval_every: int = 50  # steps between looks at held-out rankings
+    epochs: PositiveInt = 1  # passes over the rankings                                                paper: 1
+    batch_size: PositiveInt = 16  # prompts per step                                                   paper: 64 pairs
+    learning_rate: PositiveFloat = 1e-4  # peak, cosine to a tenth                                     paper: 1e-6
+    eval_every: PositiveInt = 50  # steps between measurements on validation rankings
     name: str = "dpo"  # writes OUT/NAME.pt
 
 
+# ---------------------------------------------------------------------------------------------------- the mathematics
+
+
 def preference_loss(h, beta, label_smoothing=0.0, ipo=False):
-    """Loss of each pair. h: (pairs,) log-ratio log(π/π_ref) of the winner less that of the loser -> (pairs,)."""
+    """Loss of each pair. h: log-ratio log(π/π_ref) of the winner less that of the loser, any shape -> same shape."""
     if ipo:
         return (h - 1 / (2 * beta)) ** 2
-    return (1 - label_smoothing) * F.softplus(-beta * h) + label_smoothing * F.softplus(beta * h)
+    return -(1 - label_smoothing) * F.logsigmoid(beta * h) - label_smoothing * F.logsigmoid(-beta * h)
 
 
-def sequence_logprobs(model, rows, device):
-    """log π(y|x) of each row, SUMMED over its response tokens. rows: [(ids, length of the prompt)] -> (N,)"""
-    tokens, lengths = pad([ids for ids, _ in rows], device)
-    mask = response_mask(torch.tensor([n for _, n in rows], device=device), lengths, tokens.size(1))
-    return (token_logprobs(model, tokens, mask) * mask).sum(1)
+def pairwise_loss(log_ratios, ranks, beta, label_smoothing=0.0, ipo=False):
+    """reward.py's Eq. 1 for one prompt, with log-ratios for scores. log_ratios, ranks (1 = best): (K,) -> scalar."""
+    h = log_ratios[:, None] - log_ratios[None, :]  # (K, K)
+    preferred = preferred_pairs(ranks)
+    return (preference_loss(h, beta, label_smoothing, ipo) * preferred).sum() / preferred.sum().clamp(min=1)
 
 
-def log_ratios(policy, reference, rankings, device):
-    """log(π/π_ref) of all answers of all rankings, one forward pass for all of them. -> (N,)"""
-    rows = [row for answers, _ in rankings for row in answers]
+def log_ratios(policy, reference, rankings, tokenizer):
+    """log(π/π_ref) of all answers, one forward pass for all of them. -> one tensor (K,) per ranking"""
+    rows = []
+    for ranking in rankings:
+        prompt_length = len(tokenizer.encode_ordinary(ranking.prompt))
+        rows += [(row, prompt_length) for row in ranking.rows]
     with torch.no_grad():
-        base = sequence_logprobs(reference, rows, device)
-    return sequence_logprobs(policy, rows, device) - base
+        ref_logprobs, _ = response_logprobs(reference, rows)  # (Σ K,)
+    logprobs, _ = response_logprobs(policy, rows)  # (Σ K,)
+    return (logprobs - ref_logprobs).split([len(ranking.rows) for ranking in rankings])
 
 
-def encode(records, encoding, block_size, best_vs_worst):
-    """-> [([(ids, length of the prompt)], [rank])] of the rankings in which two answers differ."""
-    rankings = []
-    for r in records:
-        n = len(encoding.encode_ordinary(r["prompt"]))
-        answers = [((ids, n), rank) for ids, rank, *_ in encode_ranking(r, encoding, block_size)]
-        answers.sort(key=lambda a: a[1])
-        if best_vs_worst:
-            answers = answers[:1] + answers[-1:]
-        if answers and answers[0][1] < answers[-1][1]:
-            rankings.append(tuple(map(list, zip(*answers))))
-    return rankings
+def best_and_worst(ranking):
+    """Of a ranking only the best answer and the worst one, the first and the last of equals."""
+    best = ranking.ranks.index(min(ranking.ranks))
+    worst = max(range(len(ranking.ranks)), key=lambda i: (ranking.ranks[i], i))
+    rows, ranks = [ranking.rows[i] for i in (best, worst)], [ranking.ranks[i] for i in (best, worst)]
+    return ranking._replace(rows=rows, ranks=ranks)
+
+
+# ---------------------------------------------------------------------------------------------------- training
 
 
 def main(cfg):
     run = Run(cfg, cfg.name)
-    require(cfg.beta > 0 and cfg.learning_rate > 0, "--beta and --learning_rate must be positive")
-    require(min(cfg.epochs, cfg.batch_size, cfg.eval_every) >= 1, "--epochs, --batch_size, --eval_every: at least 1")
-    require(0 <= cfg.label_smoothing < 0.5, f"--label_smoothing {cfg.label_smoothing}: from 0 to less than 0.5")
-    policy, reference = run.load("ppo_init"), run.load("ppo_init").requires_grad_(False)
-    records = [r for r in rankings_of_people(run) if r.get("group", "training") == "training"]
-    train, valid = (
-        encode([r for r in records if r["split"] == split], run.encoding, policy.config.block_size, best_vs_worst)
-        for split, best_vs_worst in (("train", cfg.best_vs_worst), ("valid", False))
-    )
-    require(train and valid, "DPO needs rankings of the training and of the validation split")
+    require(cfg.label_smoothing < 0.5, f"--label_smoothing {cfg.label_smoothing}: must be less than 0.5")
+    policy, reference = run.load_policy("ppo_init"), run.load_policy("ppo_init").requires_grad_(False)
+    train, valid = encoded_rankings(run, policy.config.block_size).values()
+    if cfg.best_vs_worst:
+        train = [best_and_worst(ranking) for ranking in train]
     optimizer = adamw(policy, cfg.learning_rate)
-    lengths = [max(len(ids) for ids, _ in answers) for answers, _ in train]
-    for step, steps, some in minibatches(lengths, cfg.epochs, cfg.batch_size, run.order):
-        batch = [train[i] for i in some]
-        h = log_ratios(policy, reference, batch, run.device)  # (N,)
-        ranks = torch.tensor([rank for _, ranks in batch for rank in ranks], device=run.device)
-        prompt = torch.tensor([i for i, (_, ranks) in enumerate(batch) for _ in ranks], device=run.device)
-        winner, loser, weight = pairs_of(ranks, prompt)
-        loss = (weight * preference_loss(h[winner] - h[loser], cfg.beta, cfg.label_smoothing, cfg.ipo)).sum()
+    batches = minibatches(longest_rows(train), cfg.epochs, cfg.batch_size, run.generator("order"))
+    steps = len(batches)
+    log = run.log(steps, "loss chosen rejected valid_accuracy valid_margin learning_rate grad_norm")
+    for step, indices in enumerate(batches):
+        batch = [train[i] for i in indices]
+        ratios = log_ratios(policy, reference, batch, run.tokenizer)
+        ranks = [torch.tensor(ranking.ranks, device=run.device) for ranking in batch]
+        settings = (cfg.beta, cfg.label_smoothing, cfg.ipo)
+        loss = torch.stack([pairwise_loss(*pair, *settings) for pair in zip(ratios, ranks)]).mean()
         loss.backward()
-        lr = cosine_to_tenth(step, steps, cfg.learning_rate)
-        norm = optimizer_step(optimizer, policy, lr, cfg.max_grad_norm)
-        check_finite(norm, "the gradient", f"step {step}", "try a smaller --learning_rate")
-        if step % cfg.eval_every == 0 or step + 1 == steps:
-            h = cfg.beta * h.detach()  # the implicit rewards
-            record = {"loss": loss.item(), "chosen": h[winner].mean().item(), "rejected": h[loser].mean().item()}
-            record |= look(policy, reference, valid, cfg, run.device)
-            run.log.write(step=step, learning_rate=lr, **record)
-            print(f"step {step:4}/{steps}  " + "  ".join(f"{k} {v:+.3f}" for k, v in record.items()), flush=True)
-    run.finish(policy, **record)
+        metrics = {"loss": loss.item(), **mean_implicit_rewards(ratios, ranks, cfg.beta)}
+        metrics["learning_rate"] = cosine_to_tenth(step, steps, cfg.learning_rate)
+        metrics["grad_norm"] = optimizer_step(optimizer, policy, metrics["learning_rate"], cfg.max_grad_norm)
+        if (step + 1) % cfg.eval_every == 0 or step + 1 == steps:
+            metrics |= validate(policy, reference, valid, run.tokenizer, cfg)
+        log(step + 1, **metrics)
+    run.finish(policy, **metrics)
 
 
 @torch.no_grad()
-def look(policy, reference, rankings, cfg, device):
-    """Implicit rewards on held-out rankings: accuracy of their order and mean margin of winner over loser."""
-    outcomes = []
+def mean_implicit_rewards(ratios, ranks, beta):
+    """Mean β log(π/π_ref) of the winner and of the loser of a pair, over all pairs of a batch. -> {name: float}"""
+    winners = losers = pairs = 0.0
+    for log_ratio, rank in zip(ratios, ranks):
+        preferred = preferred_pairs(rank)  # (K, K)
+        winners += (beta * log_ratio[:, None] * preferred).sum().item()
+        losers += (beta * log_ratio[None, :] * preferred).sum().item()
+        pairs += preferred.sum().item()
+    return {"chosen": winners / max(pairs, 1), "rejected": losers / max(pairs, 1)}
+
+
+@torch.no_grad()
+def validate(policy, reference, rankings, tokenizer, cfg):
+    """Implicit rewards on validation rankings: accuracy of their order and mean margin of winner over loser."""
+    margins = []
     for start in range(0, len(rankings), cfg.batch_size):
         batch = rankings[start : start + cfg.batch_size]
-        rewards = (cfg.beta * log_ratios(policy, reference, batch, device)).tolist()
-        for _, ranks in batch:
-            outcomes.append(pair_outcomes(rewards[: len(ranks)], ranks))
-            del rewards[: len(ranks)]
-    margins = [sum(o) / len(o) for o in outcomes]
-    return {"valid_accuracy": accuracy(outcomes)[0], "valid_margin": sum(margins) / len(margins)}
+        for ranking, ratio in zip(batch, log_ratios(policy, reference, batch, tokenizer)):
+            margins.append(differences((cfg.beta * ratio).tolist(), ranking.ranks))
+    means = [sum(pairs) / len(pairs) for pairs in margins]
+    return {"valid_accuracy": accuracy(margins)[0], "valid_margin": sum(means) / len(means)}
 
 
 if __name__ == "__main__":

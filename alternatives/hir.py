@@ -8,7 +8,7 @@ Nothing is maximised. The goal stands in the text, as one of two instructions p 
 answer that misses its goal is a perfect example of the other one. Each round
 
     1. sample answers o to (p_ok, q) at temperature 1
-    2. in hindsight, which instruction did o follow?   p* = p_ok if people liked it, else p_bad;   p̄ = the opposite of p*
+    2. in hindsight, which instruction did o follow?   p* = p_ok if people liked it, else p_bad;   p̄ = the opposite
     3. learn to give this answer to that instruction, of a random slice y = o[i:j] with o[:i] already written
 
         L = CE_ε(y | p*, q, o[:i])  +  α [ -(1-ε) log f - ε log(1-f) ]  -  β entropy
@@ -33,40 +33,45 @@ results["prefix"] in front of the question.
 import random
 import sys
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
-from data.labelers import load_labelers
 
-from alternatives.common import Inputs, Run, minibatches, rankings_of_people
+from alternatives.common import CommonConfig, Run, minibatches, rankings_of_people, require_finite
+from core.config import Fraction, PositiveFloat, PositiveInt, command_line, require
+from core.device import sampling_copy
+from core.optim import adamw, optimizer_step
+from core.text import encode_answer, pad_responses, respond
 from data.folder import Corpus
-from model import encode_answer, pad, respond, response_mask
-from plumbing import adamw, check_finite, command_line, optimizer_step, require
-from pretrain import lm_loss
+from data.village.labelers import load_labelers
+from model import lm_loss
 
 
 @dataclass
-class Config(Inputs):
+class Config(CommonConfig):
     good: str = "Answer well.\n"  # p_ok, in front of the prompt; on its own line the prompt keeps its tokens
     bad: str = "Answer badly.\n"  # p_bad
     ranked: bool = True  # begin with the answers that people have ranked for reward.py
-    rounds: int = 3  # of sampling, asking people, learning                                    code: 31
-    prompts: int = 192  # prompts per round                                                    paper: all
-    samples: int = 4  # answers per prompt                                                     paper: 4 (code: 1)
-    epochs: int = 1  # passes over the answers of one round                                    paper: 10
-    batch_size: int = 32  # answers per step                                                   paper: 64
-    learning_rate: float = 3e-4  # constant                                                    paper: 5e-4
-    label_smoothing: float = 0.0  # ε of the cross-entropy                                     paper: 0.2
-    contrast: float = 5.0  # α, weight of telling the two instructions apart                   paper: 1
-    contrast_smoothing: float = 0.2  # ε of the contrast                                       code: 0.2
-    entropy_coef: float = 0.001  # β, weight of the entropy                                    paper: 0.001
-    pretrain_mix: float = 0.1  # share of pretraining text in the loss, as in all fine-tuning here    paper: none
-    slices: bool = False  # targets are random slices of the answers, else whole answers    paper: slices
+    rounds: PositiveInt = 3  # of sampling, asking people, learning                                    code: 31
+    prompts: PositiveInt = 192  # prompts per round                                                    paper: all
+    samples: PositiveInt = 4  # answers per prompt  paper: 4 (code: 1)
+    epochs: PositiveInt = 1  # passes over the answers of one round                                    paper: 10
+    batch_size: PositiveInt = 32  # answers per step                                                   paper: 64
+    learning_rate: PositiveFloat = 3e-4  # constant                                                    paper: 5e-4
+    label_smoothing: Fraction = 0.0  # ε of the cross-entropy                                          paper: 0.2
+    contrast: float = 5.0  # α, weight of telling the two instructions apart                           paper: 1
+    contrast_smoothing: Fraction = 0.2  # ε of the contrast                                            code: 0.2
+    entropy_coef: float = 0.001  # β, weight of the entropy                                            paper: 0.001
+    pretrain_mix: Fraction = 0.1  # share of pretraining text in the loss, as in all fine-tuning here    paper: none
+    slices: bool = False  # targets are random slices of the answers, else whole answers           paper: slices
     name: str = "hir"  # writes OUT/NAME.pt
+
+
+# ---------------------------------------------------------------------------------------------------- hindsight
 
 
 def relabel(ranks):
@@ -76,42 +81,58 @@ def relabel(ranks):
     return [sum(other > rank for other in ranks) > sum(other < rank for other in ranks) for rank in ranks]
 
 
-def hindsight(run, policy, questions, people, rng):
-    """One round of sampling and asking. -> [(question, text, ended, good)], and what there is to say about it"""
-    found, asked = [], 0
-    answers = iter(run.answers(policy, [run.cfg.good + q for q in questions for _ in range(run.cfg.samples)]))
-    for q in questions:
-        shown = {text: ended for text, ended in islice(answers, run.cfg.samples) if text.strip()}  # equal texts once
-        if len(shown) < 2:
+def hindsight(run, policy, questions, labelers, rng, number):
+    """Steps 1 and 2: sample, ask people, relabel. -> [(question, text, ended, good)] and what there is to say about it
+
+    number: of the round.
+    """
+    asked = [run.cfg.good + question for question in questions for _ in range(run.cfg.samples)]
+    answers = run.answers(policy, asked, run.generator("answers", number))
+    examples, n_rankings = [], 0
+    for i, question in enumerate(questions):
+        own_answers = answers[i * run.cfg.samples : (i + 1) * run.cfg.samples]
+        ended = {text: end for text, end in own_answers if text.strip()}  # equal texts are shown once
+        if len(ended) < 2:
             continue
-        ranks = rng.choice(people).rank(q, list(shown))  # people see the question without the instruction
-        asked += 1
-        found += [(q, *answer, good) for answer, good in zip(shown.items(), relabel(ranks))]  # none if all tie
-    run.cost["labels"] += asked
-    require(found, f"none of {asked} rankings tells answers apart; try more --samples or more --prompts")
-    return found, {"rankings": asked, "p_ok": sum(good for *_, good in found) / len(found)}
+        ranks = rng.choice(labelers).rank(question, list(ended))  # people see the question without the instruction
+        n_rankings += 1
+        for (text, end), good in zip(ended.items(), relabel(ranks)):  # none if all tie
+            examples.append((question, text, end, good))
+    run.cost["labels"] += n_rankings
+    require(examples, f"none of {n_rankings} rankings tells answers apart; try more --samples or more --prompts")
+    return examples, {"rankings": n_rankings, "p_ok": share_of_good(examples)}
 
 
 def already_ranked(run):
     """Round 0, which shows what the instructions mean: reward.py's rankings, relabelled. -> as `hindsight`"""
-    found = []
-    for r in (r for r in rankings_of_people(run) if r["split"] == "train"):
-        ended = r.get("ended") or [True] * len(r["ranks"])
-        found += [(r["prompt"], *answer) for answer in zip(r["completions"], ended, relabel(r["ranks"]))]
-    require(found, "no ranking of the training split tells answers apart; use --no-ranked")
-    return found, {"rankings": run.cost["labels"], "p_ok": sum(good for *_, good in found) / len(found)}
+    examples = []
+    for record in rankings_of_people(run):
+        if record["split"] == "train":
+            ended = record.get("ended") or [True] * len(record["ranks"])
+            for text, end, good in zip(record["completions"], ended, relabel(record["ranks"])):
+                examples.append((record["prompt"], text, end, good))
+    require(examples, "no ranking of the training split tells answers apart; use --no-ranked")
+    return examples, {"rankings": run.cost["labels"], "p_ok": share_of_good(examples)}
 
 
-def encode(found, cfg, encoding, block_size):
+def share_of_good(examples):
+    """Share of the answers that get p_ok."""
+    return sum(good for _, _, _, good in examples) / len(examples)
+
+
+def encode_examples(examples, cfg, tokenizer, block_size):
     """-> [(ids of p* and question, ids of p̄ and question, ids of the answer)] of all that fit the context"""
     rows = []
-    for q, text, ended, good in found:
+    for question, text, ended, good in examples:
         own, opposite = (cfg.good, cfg.bad) if good else (cfg.bad, cfg.good)
-        source, answer = encode_answer(encoding, own + q, text, ended)
-        other = encoding.encode_ordinary(opposite + q)
+        source, answer = encode_answer(tokenizer, own + question, text, ended)
+        other = tokenizer.encode_ordinary(opposite + question)
         if max(len(source), len(other)) + len(answer) <= block_size:
             rows.append((source, other, answer))
     return rows
+
+
+# ---------------------------------------------------------------------------------------------------- the loss
 
 
 def random_slice(length, rng):
@@ -130,7 +151,7 @@ def smoothed_nll(logits, targets, smooth):
 
 
 def contrast(a, b, smooth):
-    """-(1-ε) log f - ε log(1-f), f = e^a / (e^a + e^b) = σ(a - b). Mean log-probs under p* and p̄: (B,), (B,) -> scalar"""
+    """-(1-ε) log f - ε log(1-f), f = e^a / (e^a + e^b) = σ(a - b). a, b: mean log-probs under p* and p̄, (B,)"""
     return -((1 - smooth) * F.logsigmoid(a - b) + smooth * F.logsigmoid(b - a)).mean()
 
 
@@ -141,14 +162,17 @@ def mean_entropy(logits):
 
 
 def loss_terms(model, batch, cfg, device):
-    """batch: [(source, other source, answer, i, j)] -> the three terms, and the share of answers with f > 1/2."""
+    """batch: [(source, other source, answer, i, j)] -> the three terms, and the share of answers with f > 1/2.
+
+    Shifts by hand what model.token_logprobs shifts elsewhere: the hidden state at position t-1 predicts token t. That
+    gives log-probs of the targets alone; label smoothing and entropy need those of the whole vocabulary.
+    """
     rows = [cut(source, answer, i, j) for source, _, answer, i, j in batch]
     rows += [cut(other, answer, i, j) for _, other, answer, i, j in batch]  # both instructions in one pass: 2B rows
-    tokens, lengths = pad([ids for ids, _ in rows], device)  # (2B, T)
-    mask = response_mask(torch.tensor([n for _, n in rows], device=device), lengths, tokens.size(1))
+    tokens, mask = pad_responses(rows, device)  # (2B, T)
     chosen = mask.bool()
-    logits = model.unembed(model(tokens)[:, :-1][chosen[:, 1:]]).float()  # (2N, V), shifted as in model.token_logprobs
-    targets = tokens[chosen]  # (2N,): the same N targets twice
+    before = model(tokens)[:, :-1][chosen[:, 1:]]  # (2N, C): hidden states one position before the targets
+    logits, targets = model.unembed(before).float(), tokens[chosen]  # (2N, V), (2N,): the same N targets twice
     logprobs = torch.zeros_like(mask).masked_scatter(chosen, -F.cross_entropy(logits, targets, reduction="none"))
     a, b = (logprobs.sum(1) / mask.sum(1)).chunk(2)  # (B,) means over each slice, under p* and under p̄
     logits, targets = logits[: len(logits) // 2], targets[: len(targets) // 2]  # under p*
@@ -156,62 +180,75 @@ def loss_terms(model, batch, cfg, device):
     return nll, contrast(a, b, cfg.contrast_smoothing), mean_entropy(logits), (a > b).float().mean()
 
 
-def learn(policy, optimizer, rows, run, rng):
-    """Step 3: `epochs` passes over the answers of a round, each time cut anew. -> means of the loss and of its terms"""
-    cfg, total, corpus = run.cfg, torch.zeros(5), run.cfg.pretrain_mix and Corpus(run.cfg.data, "train")
-    window, count = min(128, policy.config.block_size), max(1, round(cfg.pretrain_mix * cfg.batch_size))
-    for step, steps, some in minibatches([len(s + a) for s, _, a in rows], cfg.epochs, cfg.batch_size, run.order):
-        cuts = [random_slice(len(rows[k][2]), rng) if cfg.slices else (0, len(rows[k][2])) for k in some]
-        batch = [(*rows[k], i, j) for k, (i, j) in zip(some, cuts)]
-        nll, apart, entropy, told = loss_terms(policy, batch, cfg, run.device)
+# ---------------------------------------------------------------------------------------------------- the rounds
+
+
+def learn(policy, optimizer, rows, run, rng, number):
+    """Step 3: `epochs` passes over the answers of a round, each time cut anew. -> means of the loss and of its terms
+
+    rng: of the slices; number: of the round.
+    """
+    cfg, sums = run.cfg, torch.zeros(5)
+    corpus = Corpus(cfg.data, "train") if cfg.pretrain_mix else None
+    window, n_windows = min(128, policy.config.block_size - 1), max(1, round(cfg.pretrain_mix * cfg.batch_size))
+    windows_rng, order = run.generator("pretraining", number), run.generator("order", number)
+    lengths = [len(source) + len(answer) for source, _, answer in rows]
+    batches = minibatches(lengths, cfg.epochs, cfg.batch_size, order)
+    for step, indices in enumerate(batches):
+        batch = []
+        for source, other, answer in (rows[i] for i in indices):
+            i, j = random_slice(len(answer), rng) if cfg.slices else (0, len(answer))
+            batch.append((source, other, answer, i, j))
+        nll, apart, entropy, told_apart = loss_terms(policy, batch, cfg, run.device)
         loss = nll + cfg.contrast * apart - cfg.entropy_coef * entropy
         ((1 - cfg.pretrain_mix) * loss).backward()
         if cfg.pretrain_mix:
-            pages = corpus.windows(count, window + 1, run.order).to(run.device)
-            (cfg.pretrain_mix * lm_loss(policy, pages)).backward()
-        norm = optimizer_step(optimizer, policy, cfg.learning_rate, cfg.max_grad_norm)
-        check_finite(norm, "the gradient", f"step {step} of a round", "try a smaller --learning_rate")
-        total += torch.stack([loss, nll, apart, entropy, told]).detach().cpu() / steps
-    return dict(zip(("loss", "nll", "contrast", "entropy", "told_apart"), total.tolist()))
+            windows = corpus.windows(n_windows, window + 1, windows_rng).to(run.device)
+            (cfg.pretrain_mix * lm_loss(policy, windows).mean()).backward()
+        grad_norm = optimizer_step(optimizer, policy, cfg.learning_rate, cfg.max_grad_norm)
+        require_finite(grad_norm, "the gradient", f"{step + 1} of round {number}")
+        sums += torch.stack([loss, nll, apart, entropy, told_apart]).detach().cpu()
+    means = (sums / len(batches)).tolist()
+    return dict(zip(("loss", "nll", "contrast", "entropy", "told_apart"), means))
 
 
 def questions_of(run, policy, split):
     """Prompts that leave room for a response behind either instruction."""
-    room, both = policy.config.block_size - run.cfg.max_new_tokens, (run.cfg.good, run.cfg.bad)
-    longest = {q: max(len(run.encoding.encode_ordinary(p + q)) for p in both) for q in run.prompts(policy, split)}
-    fits = [q for q, n in longest.items() if n <= room]
-    require(fits, "no prompt is short enough for --good and --bad in front of it; shorten them")
-    return fits
+    room, questions = policy.config.block_size - run.cfg.max_new_tokens, []
+    for question in run.prompts(policy, split):
+        lengths = [len(run.tokenizer.encode_ordinary(p + question)) for p in (run.cfg.good, run.cfg.bad)]
+        if max(lengths) <= room:
+            questions.append(question)
+    require(questions, "no prompt is short enough for --good and --bad in front of it; shorten them")
+    return questions
 
 
 def main(cfg):
-    run = Run(cfg, cfg.name)
     require(cfg.good != cfg.bad, f"--good and --bad are both {cfg.good!r}: they must differ")
-    counts = (cfg.rounds, cfg.prompts, cfg.epochs, cfg.batch_size)
-    require(min(counts) >= 1, "--rounds, --prompts, --epochs, --batch_size: at least 1")
-    require(
-        cfg.samples >= 2 and cfg.learning_rate > 0, "--samples: at least 2, for a ranking; --learning_rate: positive"
-    )
-    smoothing = (cfg.label_smoothing, cfg.contrast_smoothing)
-    require(0 <= min(smoothing) <= max(smoothing) < 0.5, "--label_smoothing, --contrast_smoothing: 0 to less than 0.5")
-    require(min(cfg.contrast, cfg.entropy_coef) >= 0, "--contrast and --entropy_coef must not be negative")
-    require(0 <= cfg.pretrain_mix < 1, f"--pretrain_mix {cfg.pretrain_mix}: a share below 1")
-    people, policy = load_labelers(cfg.data, "training"), run.load("ppo_init")
+    require(cfg.samples >= 2, f"--samples {cfg.samples}: must be at least 2, for a ranking")
+    for name in ("label_smoothing", "contrast_smoothing"):
+        require(getattr(cfg, name) < 0.5, f"--{name} {getattr(cfg, name)}: must be less than 0.5")
+    require(cfg.pretrain_mix < 1, f"--pretrain_mix {cfg.pretrain_mix}: must be less than 1")
+    run = Run(cfg, cfg.name)
+    labelers, policy = load_labelers(cfg.data, "training"), run.load_policy("ppo_init")
     questions, held_out = questions_of(run, policy, "train"), questions_of(run, policy, "valid")
     optimizer, rng = adamw(policy, cfg.learning_rate), random.Random(cfg.seed)
-    for n in range(0 if cfg.ranked else 1, cfg.rounds + 1):
-        some = rng.sample(questions, min(cfg.prompts, len(questions)))
-        found, figures = hindsight(run, policy, some, people, rng) if n else already_ranked(run)
-        rows = encode(found, cfg, run.encoding, policy.config.block_size)
-        r = learn(policy, optimizer, rows, run, rng) | figures
-        run.log.write(round=n, answers=len(rows), **r)
-        shown = ("loss", "nll", "contrast", "entropy", "told_apart", "p_ok")
-        line = "  ".join(f"{k} {r[k]:6.3f}" for k in shown) + f"  answers {len(rows):5,}"
-        print(f"round {n:2}/{cfg.rounds}  {line}  left {run.log.left(n, cfg.rounds)}", flush=True)
+    log = run.log(cfg.rounds, "loss nll contrast entropy told_apart p_ok rankings answers")
+    for number in range(0 if cfg.ranked else 1, cfg.rounds + 1):
+        if number == 0:
+            examples, counts = already_ranked(run)
+        else:
+            drawn = rng.sample(questions, min(cfg.prompts, len(questions)))
+            examples, counts = hindsight(run, policy, drawn, labelers, rng, number)
+        rows = encode_examples(examples, cfg, run.tokenizer, policy.config.block_size)
+        metrics = learn(policy, optimizer, rows, run, rng, number)
+        log(number, **metrics, **counts, answers=len(rows))
     run.finish(policy, prefix=cfg.good)
-    for q, instruction in product(held_out[:2], (cfg.good, cfg.bad)):
-        ((text, _),) = respond(policy, run.encoding, [instruction + q], cfg.max_new_tokens, generator=run.draw)
-        print(f"  {(instruction + q).strip()!r} -> {text!r}")
+    sampler, rng = sampling_copy(policy, cfg), run.generator("shown")
+    for question, instruction in product(held_out[:2], (cfg.good, cfg.bad)):
+        prompt = instruction + question
+        ((text, _),) = respond(sampler, run.tokenizer, [prompt], cfg.max_new_tokens, generator=rng)
+        print(f"  {prompt.strip()!r} -> {text!r}")
 
 
 if __name__ == "__main__":

@@ -38,25 +38,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from alternatives.common import Inputs, Run, fine_tune, rankings_of_people
+from alternatives.common import CommonConfig, Run, fine_tune, rankings_of_people, require_finite
+from core.config import PositiveFloat, PositiveInt, command_line, require
+from core.text import score_answers
 from data.folder import read_demonstrations
-from model import score_answers
-from plumbing import check_finite, command_line, require
 from sft import mean_reward
 
 
 @dataclass
-class Config(Inputs):
-    grow: int = 2  # Grow steps                                                               paper: 1 or 2
-    prompts: int = 600  # training prompts per Grow step                                      paper: all
-    samples: int = 4  # N: answers per prompt                                                 paper: 25 to 1000
-    temperature: float = 0.8  # of those answers                                              paper: 0.8
+class Config(CommonConfig):
+    grow: PositiveInt = 2  # Grow steps                                                               paper: 1 or 2
+    prompts: PositiveInt = 600  # training prompts per Grow step                                      paper: all
+    samples: PositiveInt = 4  # N: answers per prompt                                                 paper: 25 to 1000
+    temperature: float = 0.8  # of those answers                                                      paper: 0.8
     thresholds: str = "0.7,0.8,0.9"  # τ of each Improve step, rising             paper: 0, 0.7, 0.8, 0.9, 0.95, 0.99
     percentile: bool = False  # thresholds are shares of each prompt's own answers, lowest first
-    learning_rate: float = 1e-3  # peak in the first Improve step, cosine to a tenth          paper: silent
-    decay: float = 0.5  # of the learning rate from one Improve step to the next          paper: falls, no numbers
-    batch_size: int = 32  # answers per step                                                  paper: silent
-    valid_prompts: int = 300  # validation prompts whose reward says when to stop
+    learning_rate: PositiveFloat = 1e-3  # peak in the first Improve step, cosine to a tenth          paper: silent
+    decay: PositiveFloat = 0.5  # of the learning rate from one Improve step to the next  paper: falls, no numbers
+    batch_size: PositiveInt = 32  # answers per step                                                  paper: silent
+    valid_prompts: PositiveInt = 300  # validation prompts whose reward says when to stop
     name: str = "rest"  # writes OUT/NAME.pt
 
 
@@ -79,11 +79,15 @@ def best_of_each(prompts, rewards, share):
 
     "Reach", not "exceed": the best answer always stays. A prompt with a single answer has nothing to compare and goes.
     """
-    own = defaultdict(list)
+    rewards_of = defaultdict(list)
     for prompt, reward in zip(prompts, rewards):
-        own[prompt].append(reward)
-    bar = {p: torch.tensor(some, dtype=torch.float64).quantile(share).item() for p, some in own.items()}
-    return [i for i, (p, r) in enumerate(zip(prompts, rewards)) if len(own[p]) > 1 and r >= bar[p] - 1e-9]
+        rewards_of[prompt].append(reward)
+    kept = []
+    for i, prompt in enumerate(prompts):
+        quantile = torch.tensor(rewards_of[prompt], dtype=torch.float64).quantile(share).item()
+        if len(rewards_of[prompt]) > 1 and rewards[i] >= quantile - 1e-9:
+            kept.append(i)
+    return kept
 
 
 def improve_rate(step, cfg):
@@ -91,57 +95,69 @@ def improve_rate(step, cfg):
     return cfg.learning_rate * cfg.decay**step
 
 
-def numbers(text):
+def parse_thresholds(text):
     """'0.6,0.7' -> [0.6, 0.7]: rising numbers from 0 to less than 1."""
     try:
         taus = [float(part) for part in text.split(",")]
     except ValueError:
         taus = []
     rising = all(low < high for low, high in zip(taus, taus[1:]))
-    require(
-        taus and rising and 0 <= taus[0] and taus[-1] < 1, f"--thresholds {text}: rising, from 0 to less than 1: a,b,c"
-    )
+    fits = taus and rising and 0 <= taus[0] and taus[-1] < 1
+    require(fits, f"--thresholds {text}: must be rising numbers a,b,c from 0 to less than 1")
     return taus
 
 
 # ---------------------------------------------------------------------------------------------------- Grow, Improve
 
 
-def write_and_score(run, policy, reward_model, prompts, demonstrations):
-    """Grow: `samples` answers to each prompt and the demonstrations, with their rewards. -> [(prompt, text, ended)], [float]"""
+def grow(run, policy, reward_model, prompts, demonstrations, rng):
+    """Sample `samples` answers to each prompt, add the demonstrations, score all. -> [(prompt, text, ended)], [float]
+
+    What exceeds the context is left out.
+    """
     cfg = run.cfg
     asked = [prompt for prompt in prompts for _ in range(cfg.samples)]
-    answers = run.answers(policy, asked, cfg.temperature)
-    items = [(prompt, *answer) for prompt, answer in zip(asked, answers)] + demonstrations
-    scores = score_answers(reward_model, run.encoding, [p for p, *_ in items], [answer for _, *answer in items])
-    fits = [(item, s) for item, s in zip(items, scores) if not math.isnan(s)]  # within the context
-    return [item for item, _ in fits], [s for _, s in fits]
+    sampled = run.answers(policy, asked, rng, cfg.temperature)
+    answers = [(prompt, *answer) for prompt, answer in zip(asked, sampled)] + demonstrations
+    texts = [(text, ended) for _, text, ended in answers]
+    scores = score_answers(reward_model, run.tokenizer, [prompt for prompt, _, _ in answers], texts)
+    fits = [i for i, score in enumerate(scores) if not math.isnan(score)]
+    return [answers[i] for i in fits], [scores[i] for i in fits]
 
 
 def validation_reward(run, policy, reward_model, prompts):
     """Mean reward of one answer per prompt at temperature 1, the same random numbers for every policy."""
-    return mean_reward(policy, reward_model, run.encoding, prompts, run.cfg)
+    return mean_reward(policy, reward_model, run.tokenizer, prompts, run.cfg)
 
 
-def improve(run, policy, reward_model, items, scores, best, taus, valid):
-    """Improve steps on one data set, until one does not raise `best`, the validation reward. In place. -> the new best"""
+def improve(run, policy, reward_model, answers, scores, best, taus, valid_prompts, number=1):
+    """Improve steps on one data set, until one does not raise `best`, the validation reward. In place. -> the new best
+
+    answers: [(prompt, text, ended)]; number: of the Grow step that made them.
+    """
     cfg, rewards = run.cfg, rescale(scores)
     for step, tau in enumerate(taus):
-        kept = best_of_each([p for p, *_ in items], scores, tau) if cfg.percentile else above(rewards, tau)
-        rows = run.rows([items[i] for i in kept])
+        if cfg.percentile:
+            kept = best_of_each([prompt for prompt, _, _ in answers], scores, tau)
+        else:
+            kept = above(rewards, tau)
+        rows = run.rows([answers[i] for i in kept])
         if not rows:
             print(f"  τ {tau:.2f}: nothing is left")
             break
-        before, lr = {k: v.clone() for k, v in policy.state_dict().items()}, improve_rate(step, cfg)
-        loss = fine_tune(policy, rows, run, 1, lr, cfg.batch_size)
-        reward = validation_reward(run, policy, reward_model, valid)
-        check_finite(reward, "the validation reward", f"τ {tau}", "try a smaller --learning_rate")
-        record = {"items": len(rows), "prompts": len({items[i][0] for i in kept}), "loss": loss, "valid_reward": reward}
-        record["kept_reward"] = sum(scores[i] for i in kept) / len(kept)
-        run.log.write(step=step, tau=tau, learning_rate=lr, better=reward > best, **record)
+        before = {name: weight.clone() for name, weight in policy.state_dict().items()}
+        learning_rate, rng = improve_rate(step, cfg), run.generator(f"improve {number}", step)
+        loss = fine_tune(policy, rows, run, rng, 1, learning_rate, cfg.batch_size)
+        reward = validation_reward(run, policy, reward_model, valid_prompts)
+        require_finite(reward, "the validation reward", step + 1)
+        n_prompts, kept_reward = len({answers[i][0] for i in kept}), sum(scores[i] for i in kept) / len(kept)
+        metrics = {"answers": len(rows), "prompts": n_prompts, "kept_reward": kept_reward, "loss": loss}
+        metrics |= {"valid_reward": reward, "learning_rate": learning_rate, "better": reward > best}
+        run.records.write(step=step, tau=tau, **metrics)
         print(
-            f"  τ {tau:.2f}: {len(rows):5,} answers to {record['prompts']:5,} prompts, mean reward {record['kept_reward']:+.3f}"
-            f"  lr {lr:.1e}  loss {loss:.3f}  validation reward {reward:+.3f}" + " (not better)" * (reward <= best),
+            f"  τ {tau:.2f}: {len(rows):5,} answers to {n_prompts:5,} prompts, mean reward {kept_reward:+.3f}"
+            f"  lr {learning_rate:.1e}  loss {loss:.3f}  validation reward {reward:+.3f}"
+            f"{'' if reward > best else ' (not better)'}",
             flush=True,
         )
         if reward <= best:
@@ -152,33 +168,32 @@ def improve(run, policy, reward_model, items, scores, best, taus, valid):
 
 
 def main(cfg):
-    least = {name: getattr(cfg, name) for name in ("grow", "prompts", "samples", "batch_size", "valid_prompts")}
-    for name, value in least.items():
-        require(value >= 1, f"--{name} {value}: must be at least 1")
-    require(cfg.learning_rate > 0 and cfg.temperature >= 0, "--learning_rate: positive, --temperature: not negative")
-    require(0 < cfg.decay < 1, f"--decay {cfg.decay}: between 0 and 1, so that the learning rate falls")
-    thresholds = numbers(cfg.thresholds)
+    thresholds = parse_thresholds(cfg.thresholds)
+    require(cfg.decay < 1, f"--decay {cfg.decay}: must be less than 1, so that the learning rate falls")
     run = Run(cfg, cfg.name)
-    policy, reward_model = run.load("ppo_init"), run.load("reward", "scalar").requires_grad_(False)
-    prompts, valid = run.prompts(policy, "train"), run.prompts(policy, "valid", cfg.valid_prompts)
+    policy, reward_model = run.load_policy("ppo_init"), run.load_scalar_model("reward").requires_grad_(False)
+    prompts, valid_prompts = run.prompts(policy, "train"), run.prompts(policy, "valid", cfg.valid_prompts)
     demonstrations = [(r["prompt"], r["completion"], True) for r in read_demonstrations(cfg.data, "train")]
     rankings_of_people(run)  # the reward model has learned from them: they count
-    start = best = validation_reward(run, policy, reward_model, valid)
-    print(f"PPO's start: validation reward {best:+.3f}")
+    start = best = validation_reward(run, policy, reward_model, valid_prompts)
+    print(f"PPO's start: validation reward {start:+.3f}")
 
-    for grow in range(cfg.grow):
-        asked = [prompts[i % len(prompts)] for i in range(grow * cfg.prompts, (grow + 1) * cfg.prompts)]
+    for number in range(1, cfg.grow + 1):
+        first = (number - 1) * cfg.prompts
+        asked = [prompts[i % len(prompts)] for i in range(first, first + cfg.prompts)]
         asked = list(dict.fromkeys(asked))
-        items, scores = write_and_score(run, policy, reward_model, asked, demonstrations)
-        mean = sum(rescale(scores)) / len(scores)
-        taus = [tau for tau in thresholds if cfg.percentile or tau > mean]
-        require(taus or grow > 0, f"--thresholds {cfg.thresholds}: none exceeds the mean reward, {mean:.2f}")
-        run.log.write(grow=grow + 1, items=len(items), mean_reward=sum(scores) / len(scores), mean_rescaled=mean)
+        rng = run.generator("grow", number)
+        answers, scores = grow(run, policy, reward_model, asked, demonstrations, rng)
+        mean, mean_rescaled = sum(scores) / len(scores), sum(rescale(scores)) / len(scores)
+        taus = [tau for tau in thresholds if cfg.percentile or tau > mean_rescaled]
+        enough = taus or number > 1
+        require(enough, f"--thresholds {cfg.thresholds}: none exceeds the mean reward, {mean_rescaled:.2f}")
+        run.records.write(grow=number, answers=len(answers), mean_reward=mean, mean_rescaled=mean_rescaled)
         print(
-            f"Grow {grow + 1}: {len(items):,} answers, mean reward {sum(scores) / len(scores):+.3f}, rescaled {mean:.3f}; "
-            f"thresholds {', '.join(map(str, taus)) or 'that exceed it: none'}"
+            f"Grow {number}: {len(answers):,} answers, mean reward {mean:+.3f}, rescaled {mean_rescaled:.3f}", end="; "
         )
-        best = improve(run, policy, reward_model, items, scores, best, taus, valid)
+        print(f"thresholds {', '.join(map(str, taus)) or 'that exceed it: none'}")
+        best = improve(run, policy, reward_model, answers, scores, best, taus, valid_prompts, number)
     run.finish(policy, valid_reward=best, valid_reward_at_start=start)
 
 

@@ -1,14 +1,14 @@
 """RLAIF: a model is the labeler (Lee et al. 2023).
 
     python alternatives/rlaif.py                    # -> rlaif.pt, with a reward model distilled from the labeler
-    python alternatives/rlaif.py --direct           # -> rlaif_direct.pt: the labeler's grade is the reward, no reward model
+    python alternatives/rlaif.py --direct           # -> rlaif_direct.pt: the labeler's grade is the reward
 
 Reads as a variation on reward.py and ppo.py. Nobody is asked about this policy's answers: what people prefer, the
-labeler knows from pages on which they compare answers (data/feedback.py, which says how to make it, and how many).
+labeler knows from pages on which they compare answers (data/village/feedback.py, which says how to make it).
 
   1. label      two answers by PPO's initial policy to each prompt; the labeler reads a question, the prompt and both
-                answers, writes down its thoughts (a grade behind each), and its log-probs of the tokens 1 and 2 make the
-                preference; both orders are asked and averaged, because it may like one place better:
+                answers, writes down its thoughts (a grade behind each), and its log-probs of the tokens 1 and 2 make
+                the preference; both orders are asked and averaged, because it may like one place better:
                 p = ½ ( P(1 | x, a, b) + P(2 | x, b, a) )
   2. distil     a reward model on these soft labels      L = -p log σ(r_a - r_b) - (1-p) log σ(r_b - r_a)
   3. RL         REINFORCE with a learned baseline; the whole return Z of a response is known at its end (discount 1):
@@ -23,7 +23,6 @@ correct for it; answers are sampled at T = 0.9 and scored at T = 1; the last pol
 labeler; AdamW, not Adafactor; the baseline is a model of its own; losses are means over tokens, as everywhere here.
 """
 
-import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,66 +30,42 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from data.feedback import BETTER, asking, shown, verdict
 
-from alternatives.common import Inputs, Run, encoded_rankings, fit, rankings_of_people
+from alternatives.common import CommonConfig, Run, encoded_rankings, fit, rankings_of_people
 from alternatives.labeler import grades, loss_on_pairs, preferences, report_on_labeler, two_answers
-from model import ScalarModel, generate, masked_mean, score_rows, token_logprobs, values_before
-from plumbing import adamw, check_finite, command_line, optimizer_step, require
-from reward import accuracy, outcomes_of
+from core.batches import shuffled_rows
+from core.config import Fraction, PositiveFloat, PositiveInt, command_line
+from core.device import sampling_copy
+from core.optim import adamw, optimizer_step
+from core.ranking_metrics import accuracy
+from core.sampling import generate
+from core.text import decode_answer, score_rows
+from data.village.feedback import BETTER, up_to_answers, up_to_choice, with_answer
+from model import masked_mean, token_logprobs, token_values
+from ppo import mean_metrics, select
+from reward import score_differences
 
 
 @dataclass
-class Config(Inputs):
+class Config(CommonConfig):
     labeler: str = "reader"  # policy of the run folder that judges
     thoughts: bool = True  # it thinks before it compares
     direct: bool = False  # its grades are the reward, without a reward model
     name: str = ""  # writes OUT/NAME.pt; default: rlaif, or rlaif_direct
-    pairs: int = 2400  # training prompts with two answers each
-    epochs: int = 2  # passes over the pairs                                                   paper: 2 to 3
-    batch_size: int = 32  # pairs per step                                                     paper: 32, 128
-    learning_rate: float = 8e-4  # of the reward model, cosine to a tenth                      paper: 1e-5
-    iterations: int = 16  # of reinforcement learning: sample, then one pass                   paper: 8 epochs
-    episodes: int = 128  # per iteration                                                       paper: 128
-    minibatch_size: int = 32  # episodes per update
-    temperature: float = 0.9  # of sampling while learning                                     paper: 0.9
-    kl_weight: float = 0.2  # β                                                                paper: 0.05
-    policy_learning_rate: float = 2e-4  # constant                                             paper: 1e-5
-    value_learning_rate: float = 5e-4  # constant
+    pairs: PositiveInt = 2400  # training prompts with two answers each
+    epochs: PositiveInt = 2  # passes over the pairs                                                   paper: 2 to 3
+    batch_size: PositiveInt = 32  # pairs per step                                                     paper: 32, 128
+    learning_rate: PositiveFloat = 8e-4  # of the reward model, cosine to a tenth                      paper: 1e-5
+    iterations: PositiveInt = 16  # of reinforcement learning: sample, then one pass                   paper: 8 epochs
+    episodes: PositiveInt = 128  # per iteration                                                       paper: 128
+    minibatch_size: PositiveInt = 32  # episodes per update
+    temperature: PositiveFloat = 0.9  # of sampling while learning                                     paper: 0.9
+    kl_weight: Fraction = 0.2  # β                                                                     paper: 0.05
+    policy_learning_rate: PositiveFloat = 2e-4  # constant                                             paper: 1e-5
+    value_learning_rate: PositiveFloat = 5e-4  # constant
 
 
-# ---------------------------------------------------------------------------------------------------- the reward model
-
-
-def label(run, cfg, policy, labeler):
-    """Step 1 -> [(ids, ids, p)]: two different answers of one prompt and the labeler's preference."""
-    prompts = run.prompts(policy, "train")
-    prompts = (prompts * math.ceil(cfg.pairs / len(prompts)))[: cfg.pairs]
-    drawn = two_answers(run, policy, prompts)
-    p, _ = preferences(labeler, run.encoding, [(x, a[0], b[0]) for x, a, b in drawn], thoughts=cfg.thoughts)
-    sure = (p - 0.5).abs().mean().item() + 0.5
-    print(f"{len(drawn)} pairs labelled; the labeler is {100 * sure:.0f} % sure of itself; the first one:")
-    x, a, b = drawn[0]
-    page = verdict(shown(shown(asking(BETTER[0], x), 1, a[0]), 2, b[0]))
-    print(
-        "  " + page.replace("\n", "\n  ") + f"  p(1 is better) = {p[0]:.2f}" + " (its grades left out)" * cfg.thoughts
-    )
-    return [(run.ids(x, *a), run.ids(x, *b), q) for (x, a, b), q in zip(drawn, p.tolist())]
-
-
-def distil(run, model, pairs, cfg):
-    """Step 2: train a scalar model in place on [(ids of prompt + first, ids of prompt + second, p)]."""
-    lengths = [max(len(a), len(b)) for a, b, _ in pairs]
-
-    def loss_of(some):
-        return loss_on_pairs(model, [pairs[i] for i in some], run.device)
-
-    losses = fit(model, loss_of, lengths, run, cfg.epochs, cfg.batch_size, cfg.learning_rate)
-    last = losses[-20:]
-    print(f"loss of the reward model {losses[0]:.3f} → {sum(last) / len(last):.3f} (no less than the labels' entropy)")
-
-
-# ---------------------------------------------------------------------------------------------------- REINFORCE
+# ---------------------------------------------------------------------------------------------------- the mathematics
 
 
 def returns_of(scores, logprobs, ref_logprobs, mask, kl_weight):
@@ -99,85 +74,118 @@ def returns_of(scores, logprobs, ref_logprobs, mask, kl_weight):
 
 
 def reinforce_loss(logprobs, values, Z, mask):
-    """Policy loss and value loss. logprobs, values, mask: (B, T); Z: (B,). The advantage Z - V is no part of the graph."""
+    """Policy loss and value loss. logprobs, values, mask: (B, T); Z: (B,). The advantage Z - V has no gradient."""
     advantages = (Z[:, None] - values).detach()
     return -masked_mean(logprobs * advantages, mask), masked_mean((Z[:, None] - values) ** 2, mask)
 
 
-def reinforce(run, cfg, policy, reference, score):
+# ---------------------------------------------------------------------------------------------------- the reward model
+
+
+def label(run, policy, labeler):
+    """Step 1 -> [(ids, ids, p)]: two different answers to one prompt and the labeler's preference for the first."""
+    cfg, prompts = run.cfg, run.prompts(policy, "train")
+    prompts = [prompts[i % len(prompts)] for i in range(cfg.pairs)]
+    answered = two_answers(run, policy, prompts, run.generator("answers to label"))
+    triples = [(prompt, first[0], second[0]) for prompt, first, second in answered]
+    p, _ = preferences(labeler, run.tokenizer, triples, thoughts=cfg.thoughts)
+    sure = (p - 0.5).abs().mean().item() + 0.5
+    print(f"{len(answered)} pairs labelled; the labeler is {100 * sure:.0f} % sure of itself; the first one:")
+    prompt, first, second = triples[0]
+    page = up_to_choice(with_answer(with_answer(up_to_answers(BETTER[0], prompt), 1, first), 2, second)).replace(
+        "\n", "\n  "
+    )
+    print(f"  {page}  p(1 is better) = {p[0]:.2f}{' (its grades left out)' if cfg.thoughts else ''}")
+    return [(run.ids(prompt, *a), run.ids(prompt, *b), q) for (prompt, a, b), q in zip(answered, p.tolist())]
+
+
+def distil(run, start, pairs):
+    """Step 2: a scalar model that starts from a policy learns [(ids of prompt + first, ids of prompt + second, p)]."""
+    cfg, model = run.cfg, run.new_scalar_model(start)
+    lengths = [max(len(first), len(second)) for first, second, _ in pairs]
+
+    def loss_of(indices):
+        return loss_on_pairs(model, [pairs[i] for i in indices], run.device)
+
+    losses = fit(model, loss_of, lengths, run, cfg.epochs, cfg.batch_size, cfg.learning_rate, run.generator("distil"))
+    last = losses[-20:]
+    print(f"loss of the reward model {losses[0]:.3f} → {sum(last) / len(last):.3f} (no less than the labels' entropy)")
+    typical = score_rows(model, [first for first, _, _ in pairs[:256]])
+    with torch.no_grad():
+        model.head.bias -= sum(typical) / len(typical)  # what the policy writes scores 0 on average
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------- REINFORCE
+
+
+def reinforce(run, policy, reference, score):
     """Step 3, in place. score(prompts, tokens, prompt lengths, lengths) -> (B,)."""
-    value_model = ScalarModel.from_gpt(reference)
-    value_model.head.weight.data.zero_()  # values start at 0
-    optimizers = adamw(policy, cfg.policy_learning_rate), adamw(value_model, cfg.value_learning_rate)
-    prompts, queue = run.prompts(policy, "train"), []
-    ids = [run.encoding.encode_ordinary(x) for x in prompts]
+    cfg, value_model = run.cfg, run.new_scalar_model(reference)
+    torch.nn.init.zeros_(value_model.head.weight)  # values start at 0
+    policy_optimizer = adamw(policy, cfg.policy_learning_rate)
+    value_optimizer = adamw(value_model, cfg.value_learning_rate)
+    prompts = run.prompts(policy, "train")
+    ids = [run.tokenizer.encode_ordinary(prompt) for prompt in prompts]
+    log = run.log(cfg.iterations, "reward kl policy_loss value_loss length")
     for iteration in range(cfg.iterations):
-        while len(queue) < cfg.episodes:
-            queue += torch.randperm(len(ids), generator=run.order).tolist()
-        asked, queue = queue[: cfg.episodes], queue[cfg.episodes :]
+        asked = shuffled_rows(len(prompts), cfg.episodes, cfg.seed, iteration)
+        sampler, rng, eot = sampling_copy(policy, cfg), run.generator("rollout", iteration), run.tokenizer.eot_token
         tokens, lengths, mask = generate(
-            policy, [ids[i] for i in asked], cfg.max_new_tokens, run.encoding.eot_token, cfg.temperature, run.draw
+            sampler, [ids[i] for i in asked], cfg.max_new_tokens, eot, cfg.temperature, generator=rng
         )
         run.cost["tokens"] += int(mask.sum())
-        r = score([prompts[i] for i in asked], tokens, [len(ids[i]) for i in asked], lengths)
-        seen = []
-        for rows in torch.randperm(cfg.episodes, generator=run.order).to(run.device).split(cfg.minibatch_size):
-            T = int(lengths[rows].max())
-            some, inside = tokens[rows, :T], mask[rows, :T]
-            with torch.no_grad():
-                ref_logprobs = token_logprobs(reference, some, inside)
-            logprobs, values = token_logprobs(policy, some, inside), values_before(value_model, some, inside)
-            Z = returns_of(r[rows], logprobs.detach(), ref_logprobs, inside, cfg.kl_weight)
-            policy_loss, value_loss = reinforce_loss(logprobs, values, Z, inside)
-            (policy_loss + value_loss).backward()
-            optimizer_step(optimizers[0], policy, cfg.policy_learning_rate, cfg.max_grad_norm)
-            optimizer_step(optimizers[1], value_model, cfg.value_learning_rate, cfg.max_grad_norm)
-            kl = ((logprobs.detach() - ref_logprobs) * inside).sum(1).mean()
-            seen.append((r[rows].mean().item(), kl.item(), value_loss.item()))
-        reward, kl, value = (sum(column) / len(seen) for column in zip(*seen))
-        check_finite(value, "the value loss", f"iteration {iteration}", "try smaller learning rates")
-        run.log.write(iteration=iteration, reward=reward, kl=kl, value_loss=value, length=mask.sum(1).mean().item())
-        if iteration % 4 == 0 or iteration + 1 == cfg.iterations:
-            print(
-                f"iteration {iteration:3}/{cfg.iterations}  reward {reward:+.3f}  KL {kl:.2f}  value loss {value:.3f}"
-            )
+        scores = score([prompts[i] for i in asked], tokens, [len(ids[i]) for i in asked], lengths)
+        episodes = {"tokens": tokens, "mask": mask, "lengths": lengths, "scores": scores}
+        metrics = []
+        order = torch.randperm(cfg.episodes, generator=run.generator("update", iteration)).to(run.device)
+        for rows in order.split(cfg.minibatch_size):
+            minibatch = select(episodes, rows)
+            metrics.append(update(policy, value_model, policy_optimizer, value_optimizer, reference, minibatch, cfg))
+        log(iteration + 1, **mean_metrics(metrics), length=mask.sum(1).mean().item())
+
+
+def update(policy, value_model, policy_optimizer, value_optimizer, reference, episodes, cfg):
+    """One optimizer step of the policy and of the value model. episodes: {name: (b,) or (b, T)} -> metrics"""
+    tokens, mask = episodes["tokens"], episodes["mask"]
+    with torch.no_grad():
+        ref_logprobs = token_logprobs(reference, tokens, mask)
+    logprobs, values = token_logprobs(policy, tokens, mask), token_values(value_model, tokens, mask)
+    Z = returns_of(episodes["scores"], logprobs.detach(), ref_logprobs, mask, cfg.kl_weight)
+    policy_loss, value_loss = reinforce_loss(logprobs, values, Z, mask)
+    (policy_loss + value_loss).backward()
+    optimizer_step(policy_optimizer, policy, cfg.policy_learning_rate, cfg.max_grad_norm)
+    optimizer_step(value_optimizer, value_model, cfg.value_learning_rate, cfg.max_grad_norm)
+    kl = ((logprobs.detach() - ref_logprobs) * mask).sum(1).mean()  # nats per response
+    metrics = {"reward": episodes["scores"].mean(), "kl": kl, "policy_loss": policy_loss, "value_loss": value_loss}
+    return {name: value.item() for name, value in metrics.items()}
 
 
 def main(cfg):
     cfg = replace(cfg, name=cfg.name or ("rlaif_direct" if cfg.direct else "rlaif"))
     run = Run(cfg, cfg.name)
-    positive = (cfg.pairs, cfg.epochs, cfg.batch_size, cfg.iterations, cfg.episodes, cfg.minibatch_size)
-    require(
-        min(positive) >= 1, "--pairs, --epochs, --batch_size, --iterations, --episodes, --minibatch_size: at least 1"
-    )
-    require(0 <= cfg.kl_weight <= 1 and cfg.temperature > 0, "--kl_weight is a share, --temperature positive")
-    labeler, policy, reference = run.load(cfg.labeler), run.load("ppo_init"), run.load("ppo_init")
-    reference.requires_grad_(False)
-    valid = [r for r in rankings_of_people(run, learn=False) if r["split"] == "valid"]
-    results = report_on_labeler(run, labeler, valid, cfg.thoughts)
+    labeler, policy = run.load_policy(cfg.labeler), run.load_policy("ppo_init")
+    reference = run.load_policy("ppo_init").requires_grad_(False)
+    records = rankings_of_people(run, counted=False)  # only to see how good the labeler is
+    by_training = [r for r in records if r["split"] == "valid" and r.get("group", "training") == "training"]
+    results = report_on_labeler(run, labeler, by_training, cfg.thoughts)
     if cfg.direct:
 
         def score(prompts, tokens, prompt_lengths, lengths):
             rows = zip(tokens.tolist(), prompt_lengths, lengths.tolist())
-            texts = [
-                run.encoding.decode([t for t in row[n:end] if t != run.encoding.eot_token]) for row, n, end in rows
-            ]
-            return grades(labeler, run.encoding, prompts, texts).to(run.device)
+            texts = [decode_answer(run.tokenizer, row[start:end])[0] for row, start, end in rows]
+            return grades(labeler, run.tokenizer, prompts, texts).to(run.device)
     else:
-        pairs = label(run, cfg, policy, labeler)
-        reward_model = ScalarModel.from_gpt(reference)
-        distil(run, reward_model, pairs, cfg)
-        rankings = encoded_rankings(run, policy.config.block_size, learn=False)["valid"]
-        results["rm_accuracy"] = accuracy(outcomes_of(reward_model, rankings))[0]
+        reward_model = distil(run, reference, label(run, policy, labeler))
+        rankings = encoded_rankings(run, policy.config.block_size, counted=False)["valid"]
+        results["rm_accuracy"] = accuracy(score_differences(reward_model, rankings))[0]
         print(f"the distilled reward model orders {100 * results['rm_accuracy']:.1f} % of people's pairs as they do")
-        typical = torch.tensor(score_rows(reward_model, [a for a, _, _ in pairs[:256]])).mean()
-        reward_model.bias -= typical.to(run.device)  # what the policy writes scores 0 on average
 
+        @torch.no_grad()
         def score(prompts, tokens, prompt_lengths, lengths):
-            with torch.no_grad():
-                return reward_model.score(tokens, lengths)
+            return reward_model.score(tokens, lengths)
 
-    reinforce(run, cfg, policy, reference, score)
+    reinforce(run, policy, reference, score)
     run.finish(policy, **results)
 
 

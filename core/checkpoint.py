@@ -60,11 +60,11 @@ def load_checkpoint(path, kind, device="cpu", dropout=0.0, tokenizer_spec=None):
     require(found == kind, f"{path}: holds a {found} model, but a {kind} model is needed here")
     same = tokenizer_spec is None or tokenizer_spec == checkpoint["tokenizer"]
     require(same, f"{path}: was trained with another tokenizer than the data folder's; use the data it was trained on")
-    config = GPTConfig(**checkpoint["model_config"] | {"dropout": dropout})
-    model = GPT(config) if kind == "policy" else ScalarModel(config)
     try:
+        config = GPTConfig(**checkpoint["model_config"] | {"dropout": dropout})
+        model = GPT(config) if kind == "policy" else ScalarModel(config)
         model.load_state_dict(checkpoint["model"])
-    except RuntimeError as problem:
+    except (RuntimeError, TypeError) as problem:
         reason = " ".join(str(problem).split())[:120]
         raise BadInput(f"{path}: does not hold this version's weights ({reason}); train it again") from None
     return model.to(device).eval(), build_tokenizer(checkpoint["tokenizer"]), checkpoint

@@ -103,14 +103,16 @@ class Log(JsonLines):
 
 
 def number(value):
-    """A metric in at most seven characters: 0.123, 12.3, 1.2e-05, 1,024; '-' for None."""
+    """A metric in at most seven characters: 0.123, 12.300, 1.2e-5, 1,024; '-' for None."""
     if value is None:
         return "-"
     if isinstance(value, int):
         return f"{value:,}"
-    if value == 0 or 0.0005 <= abs(value) < 100:
+    if value == 0 or 0.0005 <= abs(value) < 99.9995:
         return f"{value:.3f}"
-    return f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.1e}"
+    if 99.9995 <= abs(value) < 99_999.5:
+        return f"{value:,.0f}"
+    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def final_record(path):

@@ -495,7 +495,8 @@ def comparison_cells(runs):
     for key in ("helpful", "truthful", "harmless", "red_team", "corpus_loss"):
         cells.append(f"{fmean(run[key] for run in runs):.2f}")
     divergences = [run["kl"] for run in runs if run["kl"] is not None]
-    cells.append(f"{fmean(divergences):.2f}" if divergences else "-")
+    bound = "≤ " if runs[0].get("kl_is_upper_bound") else ""
+    cells.append(f"{bound}{fmean(divergences):.2f}" if divergences else "-")
     for key in ("labels", "tokens", "seconds"):
         cells.append(f"{fmean(run['cost'].get(key, 0) for run in runs):,.0f}")
     return cells

@@ -172,7 +172,7 @@ def prefill(model, prompts, max_new_tokens, graphs=None):
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[order]
     empty = cache.slots >= lengths[:, None]  # (B, S)
     cache.hidden[:B].zero_().masked_fill_(empty[:, None, None], -torch.inf)
-    cache.rows = slice(0, B)
+    cache.rows, cache.used = slice(0, B), P
     return cache, torch.cat(hidden), order
 
 

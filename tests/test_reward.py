@@ -1,25 +1,38 @@
-"""Rankings: the pairwise loss, its batches, the measures, the normalisation, and the script from end to end."""
+"""Rankings: the pairwise loss, its batches, the normalisation, and the script from end to end."""
 
-import json
+import itertools
 import math
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import (
+    OptimizerSteps,
+    assert_gradients,
+    check_resuming,
+    copy_of,
+    records_of,
+    same,
+    weights_of,
+    without_comparisons,
+)
 
 import reward
+from core.batches import ShuffledBatches
+from core.checkpoint import load_checkpoint
+from core.config import BadInput
+from core.optim import adamw, cosine_to_tenth, optimizer_step
+from core.ranking_metrics import accuracy
+from core.text import score_rows
 from data.folder import read_comparisons, read_demonstrations, write_jsonl
-from model import GPTConfig, ScalarModel, load_checkpoint, pad, score_rows
-from plumbing import BadInput, adamw, generator, optimizer_step
+from model import GPT, GPTConfig, ScalarModel, pad
 
 CFG = GPTConfig(2, 2, 16, 64, 300)
-CPU = torch.device("cpu")
 
 
-def make(seed=0):
+def make(seed=0, cfg=CFG):
     torch.manual_seed(seed)
-    return ScalarModel(CFG)
+    return ScalarModel(cfg)
 
 
 def config(data, out, **changes):
@@ -35,113 +48,110 @@ def some_ranks(rng, K):
             return ranks
 
 
+def ranking_of(rows, ranks):
+    return reward.Ranking(rows, ranks, [], "a prompt", "training")
+
+
 def some_rankings(rng, Ks):
-    """Rankings as encode_ranking gives them: lists of (ids, rank)."""
-    return [[([rng.randrange(300) for _ in range(rng.randint(2, 9))], r) for r in some_ranks(rng, K)] for K in Ks]
+    def row():
+        return [rng.randrange(300) for _ in range(rng.randint(2, 9))]
 
-
-def flat(rankings):
-    """Lists of (score, rank) per prompt -> the three arrays that pairwise_loss takes."""
-    scores = torch.tensor([s for r in rankings for s, _ in r], requires_grad=True)
-    ranks = torch.tensor([rank for r in rankings for _, rank in r])
-    prompt = torch.tensor([i for i, r in enumerate(rankings) for _ in r])
-    return scores, ranks, prompt
+    return [ranking_of([row() for _ in range(K)], some_ranks(rng, K)) for K in Ks]
 
 
 # ---------------------------------------------------------------------------------------------------- the loss
 
 
-def loss_by_hand(rankings):
-    """Eq. 1 with two loops: mean over prompts of the mean over pairs that do not tie of -log σ(winner - loser)."""
-    of_prompts = []
-    for ranking in rankings:
-        losses = []
-        for score, rank in ranking:
-            for other_score, other_rank in ranking:
-                if rank < other_rank:  # 1 is best
-                    losses.append(-math.log(1 / (1 + math.exp(-(score - other_score)))))
-        if losses:
-            of_prompts.append(sum(losses) / len(losses))
-    return sum(of_prompts) / len(of_prompts)
+def loss_by_hand(scores, ranks):
+    """Eq. 1 with two loops: mean over the pairs that do not tie of -log σ(winner - loser); 0 where there is none."""
+    losses = []
+    for score, rank in zip(scores, ranks):
+        for other_score, other_rank in zip(scores, ranks):
+            if rank < other_rank:  # 1 is best
+                losses.append(-math.log(1 / (1 + math.exp(-(score - other_score)))))
+    return sum(losses) / len(losses) if losses else 0.0
 
 
-@pytest.mark.parametrize("Ks", [[2], [9], [2, 9, 4, 5], [4] * 6])
-def test_loss_matches_two_loops(Ks):
-    rng = random.Random(str(Ks))
-    rankings = [[(rng.gauss(0, 2), rank) for rank in some_ranks(rng, K)] for K in Ks]
-    assert reward.pairwise_loss(*flat(rankings)).item() == pytest.approx(loss_by_hand(rankings), rel=1e-5)
+def loss_of(scores, ranks):
+    scores = torch.tensor(scores, requires_grad=True)
+    loss = reward.pairwise_loss(scores, torch.tensor(ranks))
+    loss.backward()
+    return loss.item(), scores.grad
+
+
+@pytest.mark.parametrize("K", [2, 3, 4, 5, 9])
+def test_loss_matches_two_loops(K):
+    for seed in range(10):
+        rng = random.Random(seed)
+        scores, ranks = [rng.gauss(0, 2) for _ in range(K)], some_ranks(rng, K)
+        assert loss_of(scores, ranks)[0] == pytest.approx(loss_by_hand(scores, ranks), rel=1e-5)
+
+
+def test_without_ties_it_is_the_papers_mean_over_all_pairs():
+    for ranks in itertools.permutations((1, 2, 3, 4)):
+        scores = [0.3, -1.0, 2.0, 0.1]
+        total = sum(
+            math.log(1 + math.exp(scores[j] - scores[i])) for i in range(4) for j in range(4) if ranks[i] < ranks[j]
+        )
+        assert loss_of(scores, ranks)[0] == pytest.approx(total / math.comb(4, 2), rel=1e-5)
+
+
+def test_preferred_pairs():
+    assert reward.preferred_pairs(torch.tensor([2, 1, 2])).tolist() == [[0, 0, 0], [1, 0, 1], [0, 0, 0]]
 
 
 def test_the_winner_is_pushed_up():
-    scores, ranks, prompt = flat([[(0.0, 2), (0.0, 1)]])
-    reward.pairwise_loss(scores, ranks, prompt).backward()
-    assert scores.grad.tolist() == pytest.approx([0.5, -0.5])  # descent lowers the loser, lifts rank 1
+    _, gradient = loss_of([0.0, 0.0], [2, 1])
+    assert gradient.tolist() == pytest.approx([0.5, -0.5])  # descent lowers the loser, lifts rank 1
 
 
 def test_large_differences_do_not_overflow():
     for sign in (1, -1):
-        scores, ranks, prompt = flat([[(500.0 * sign, 1), (-500.0 * sign, 2)]])
-        loss = reward.pairwise_loss(scores, ranks, prompt)
-        loss.backward()
-        assert loss.item() == pytest.approx(0 if sign > 0 else 1000) and scores.grad.isfinite().all()
+        loss, gradient = loss_of([500.0 * sign, -500.0 * sign], [1, 2])
+        assert loss == pytest.approx(0 if sign > 0 else 1000) and gradient.isfinite().all()
 
 
 def test_a_constant_changes_nothing():
     rng = random.Random(0)
-    scores, ranks, prompt = flat([[(rng.gauss(0, 1), r) for r in some_ranks(rng, K)] for K in (3, 7)])
-    before = reward.pairwise_loss(scores, ranks, prompt).item()
-    assert reward.pairwise_loss(scores + 3, ranks, prompt).item() == pytest.approx(before, abs=1e-5)
-    assert reward.pairwise_loss(scores + prompt, ranks, prompt).item() == pytest.approx(before, abs=1e-5)
+    scores, ranks = [rng.gauss(0, 1) for _ in range(7)], some_ranks(rng, 7)
+    assert loss_of([score + 3 for score in scores], ranks)[0] == pytest.approx(loss_of(scores, ranks)[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("K", [2, 4, 9])
-def test_every_prompt_weighs_the_same(K):
-    """Two prompts that are wrong by the same margin share the gradient equally, whatever their K."""
-    wide = [(0.0, 1)] + [(1.0, 2)] * (K - 1)
-    scores, ranks, prompt = flat([[(0.0, 1), (1.0, 2)], wide])
-    reward.pairwise_loss(scores, ranks, prompt).backward()
-    share = 0.5 / (1 + math.exp(-1))
-    assert scores.grad[0].item() == pytest.approx(-share, rel=1e-5)
-    assert scores.grad[2].item() == pytest.approx(-share, rel=1e-5)
-    assert scores.grad[3:].sum().item() == pytest.approx(share, rel=1e-5)
+def test_the_weight_of_a_prompt_does_not_depend_on_how_many_answers_it_has(K):
+    """A best answer that scores 1 too low is pushed as hard by one other answer as by eight."""
+    loss, gradient = loss_of([0.0] + [1.0] * (K - 1), [1] + [2] * (K - 1))
+    wrong = 1 / (1 + math.exp(-1))
+    assert loss == pytest.approx(math.log(1 + math.e), rel=1e-5)
+    assert gradient[0].item() == pytest.approx(-wrong, rel=1e-5)
+    assert gradient[1:].tolist() == pytest.approx([wrong / (K - 1)] * (K - 1), rel=1e-5)
 
 
 def test_answers_that_all_tie_teach_nothing():
-    untied = [(0.3, 1), (-0.2, 2)]
-    scores, ranks, prompt = flat([[(1.0, 1), (2.0, 1), (3.0, 1)], untied, [(4.0, 2), (5.0, 2)]])
-    loss = reward.pairwise_loss(scores, ranks, prompt)
-    loss.backward()
-    assert loss.item() == pytest.approx(loss_by_hand([untied]), rel=1e-5)
-    assert scores.grad[[0, 1, 2, 5, 6]].tolist() == [0] * 5 and scores.grad[3] != 0
-    scores, ranks, prompt = flat([[(1.0, 1), (2.0, 1)]])
-    reward.pairwise_loss(scores, ranks, prompt).backward()
-    assert scores.grad.tolist() == [0, 0]
+    loss, gradient = loss_of([1.0, 2.0, 3.0], [2, 2, 2])
+    assert loss == 0 and gradient.tolist() == [0, 0, 0]
+    loss, gradient = loss_of([1.0, 2.0, 3.0], [1, 2, 2])  # the two that tie are not compared with each other
+    assert gradient[1].item() == pytest.approx(0.5 / (1 + math.exp(-1)), rel=1e-5)
 
 
-def test_the_order_of_answers_and_prompts_does_not_matter():
+def test_the_order_of_answers_does_not_matter():
     rng = random.Random(3)
-    scores, ranks, prompt = flat([[(rng.gauss(0, 1), r) for r in some_ranks(rng, K)] for K in (3, 7, 4)])
-    order = torch.randperm(len(scores), generator=generator(0))
-    again = reward.pairwise_loss(scores[order], ranks[order], torch.tensor([2, 0, 1])[prompt][order])
-    assert again.item() == pytest.approx(reward.pairwise_loss(scores, ranks, prompt).item(), rel=1e-5)
+    scores, ranks = [rng.gauss(0, 1) for _ in range(7)], some_ranks(rng, 7)
+    order = rng.sample(range(7), 7)
+    again = loss_of([scores[i] for i in order], [ranks[i] for i in order])[0]
+    assert again == pytest.approx(loss_of(scores, ranks)[0], rel=1e-5)
 
 
+@torch.no_grad()
 def test_a_model_without_an_opinion():
     model = make()
     torch.nn.init.zeros_(model.head.weight)
     rankings = some_rankings(random.Random(0), [2, 9, 4])
-    assert reward.batch_loss(model, rankings, CPU).item() == pytest.approx(math.log(2), abs=1e-6)
-    assert reward.accuracy(reward.outcomes_of(model, rankings))[0] == 0.5
+    assert reward.ranking_losses(model, rankings).tolist() == pytest.approx([math.log(2)] * 3, abs=1e-6)
+    assert accuracy(reward.score_differences(model, rankings))[0] == 0.5
 
 
 # ---------------------------------------------------------------------------------------------------- batches
-
-
-@torch.no_grad()
-def test_batch_loss_scores_each_answer_at_its_own_end():
-    model, rankings = make(), some_rankings(random.Random(1), [3, 5])
-    alone = [[(model(torch.tensor([ids]))[0, -1].item(), rank) for ids, rank in ranking] for ranking in rankings]
-    assert reward.batch_loss(model, rankings, CPU).item() == pytest.approx(loss_by_hand(alone), rel=1e-4)
 
 
 def rows_through(model):
@@ -151,213 +161,264 @@ def rows_through(model):
     return seen
 
 
-def test_one_forward_pass_of_k_rows_per_prompt():
-    model, rankings = make(), some_rankings(random.Random(2), [4, 9, 6])
+@torch.no_grad()
+def test_losses_of_rankings_score_each_answer_at_its_own_end_in_one_forward_pass():
+    model, rankings = make(), some_rankings(random.Random(1), [3, 5, 9, 2])
+    want = []
+    for ranking in rankings:
+        alone = [model(torch.tensor([row]))[0, -1].item() for row in ranking.rows]
+        want.append(loss_by_hand(alone, ranking.ranks))
     rows = rows_through(model)
-    reward.batch_loss(model, rankings, CPU)
-    assert rows == [4 + 9 + 6]
+    assert reward.ranking_losses(model, rankings).tolist() == pytest.approx(want, rel=1e-4)
+    assert rows == [3 + 5 + 9 + 2]
 
 
-def test_shuffled_pairs_take_two_rows_per_comparison():
+def test_a_process_without_a_ranking_takes_part_all_the_same():
+    model = make()
+    loss = reward.ranking_losses(model, []).sum() / 3
+    loss.backward()
+    assert loss.item() == 0 and all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_another_loss_can_take_the_place_of_the_pairwise_one():
+    rankings = some_rankings(random.Random(1), [3, 5])
+    with torch.no_grad():
+        losses = reward.ranking_losses(make(), rankings, loss=lambda scores, ranks: (scores * ranks).sum())
+        want = [sum(s * r for s, r in zip(score_rows(make(), x.rows), x.ranks)) for x in rankings]
+    assert losses.tolist() == pytest.approx(want, rel=1e-4)
+
+
+def test_shuffled_pairs_are_all_pairs_that_do_not_tie():
     rankings = some_rankings(random.Random(3), [4, 9, 6, 5])
-    pairs = sum(a[1] < b[1] for r in rankings for a in r for b in r)
+    pairs = reward.single_pairs(rankings)
+    want = []
+    for ranking in rankings:
+        for (a, rank_a), (b, rank_b) in itertools.combinations(zip(ranking.rows, ranking.ranks), 2):
+            if rank_a != rank_b:
+                want.append(sorted([(a, rank_a), (b, rank_b)]))
+    assert sorted(sorted(zip(pair.rows, pair.ranks)) for pair in pairs) == sorted(want)
     model = make()
     rows = rows_through(model)
-    apart = reward.pairs_apart(rankings)
-    reward.batch_loss(model, apart, CPU)
-    assert sum(rows) == 2 * pairs
-    got = sorted(sorted(map(str, pair)) for pair in apart)
-    want = sorted(sorted(map(str, (a, b))) for r in rankings for i, a in enumerate(r) for b in r[:i] if a[1] != b[1])
-    assert got == want
+    with torch.no_grad():
+        reward.ranking_losses(model, pairs)
+    assert rows == [2 * len(want)], "two rows per comparison"
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_an_epoch_shows_every_ranking_once_or_every_pair_once(data, run, monkeypatch, apart):
-    shown, batch_loss = [], reward.batch_loss
-
-    def spy(model, rankings, device, *margin):
-        if torch.is_grad_enabled():
-            shown.append(rankings)
-        return batch_loss(model, rankings, device, *margin)
-
-    monkeypatch.setattr(reward, "batch_loss", spy)
-    reward.main(config(data, run, epochs=2, batch_size=4, shuffle_pairs=apart))
-    train = [r for r in read_comparisons(data / "comparisons.jsonl") if r["split"] == "train"]
-    rows = len(train) * (2 if apart else 1)  # three answers, two of them equal: two pairs
-    steps = -(-rows // (8 if apart else 4))
-    assert len(shown) == 2 * steps, "as many comparisons per step as four whole prompts have"
-    for epoch in (shown[:steps], shown[steps:]):
-        assert len({str(ranking) for batch in epoch for ranking in batch}) == sum(map(len, epoch)) == rows
-        assert {len(ranking) for batch in epoch for ranking in batch} == {2 if apart else 3}
-    assert list(map(str, shown[:steps])) != list(map(str, shown[steps:])), "shuffled anew"
-
-
-def test_scores_come_back_in_their_order():
-    model, rankings = make().eval(), some_rankings(random.Random(5), [3, 2, 6])
-    rows = [ids for ranking in rankings for ids, _ in ranking]
-    too_long = [1] * (model.config.block_size + 1)
-    for batch_size in (1, 4, 100):
-        scores = score_rows(model, [*rows, too_long], batch_size)
-        assert len(scores) == len(rows) + 1 and math.isnan(scores[-1])
-        for ids, value in zip(rows, scores):
-            assert value == pytest.approx(model(torch.tensor([ids]))[0, -1].item(), abs=1e-5)
+def test_differences_are_those_of_every_answer_scored_alone():
+    model = make().eval()
+    rankings = some_rankings(random.Random(5), [3, 2, 6])
+    twice = [*rankings, rankings[0]._replace(ranks=[3, 2, 1])]  # another labeler, the same answers
+    rows = rows_through(model)
+    found = reward.score_differences(model, twice)
+    assert sum(rows) == 3 + 2 + 6, "what several labelers ranked is scored once"
+    for ranking, differences in zip(twice, found, strict=True):
+        with torch.no_grad():
+            score = [model(torch.tensor([row]))[0, -1].item() for row in ranking.rows]
+        K = range(len(score))
+        want = [score[i] - score[j] for i in K for j in K if ranking.ranks[i] < ranking.ranks[j]]
+        assert sorted(differences) == pytest.approx(sorted(want), abs=1e-5)
 
 
 def test_one_batch_overfits():
     model, rankings = make(), some_rankings(random.Random(6), [4, 6])
     optimizer = adamw(model, 0.01)
     for _ in range(80):
-        loss = reward.batch_loss(model, rankings, CPU)
+        loss = reward.ranking_losses(model, rankings).mean()
         loss.backward()
         optimizer_step(optimizer, model, 0.01, 1.0)
     assert loss.item() < 0.05
-    assert reward.accuracy(reward.outcomes_of(model, rankings))[0] == 1.0
+    assert accuracy(reward.score_differences(model, rankings))[0] == 1.0
 
 
-def test_encoding_a_ranking(encoding):
+def test_encoding_rankings(tokenizer):
     record = {
         "prompt": "The cat",
         "completions": [" is red.", " is", " is red.", " is red. " * 9],
         "ranks": [1, 2, 3, 4],
+        "ratings": [7, 5, 3, 1],
+        "ended": [True, False, True, True],
     }
-    record["ended"] = [True, False, True, True]
-    rows = reward.encode_ranking(record, encoding, 20)
-    start = encoding.encode_ordinary("The cat")
-    red = start + encoding.encode_ordinary(" is red.") + [encoding.eot_token]
-    assert rows == [(red, 1), (start + encoding.encode_ordinary(" is"), 2)]  # no copy, nothing too long
-    assert len(red) <= 20
-    del record["ended"]
-    assert all(ids[-1] == encoding.eot_token for ids, _ in reward.encode_ranking(record, encoding, 64))
+    start = tokenizer.encode_ordinary("The cat")
+    red = start + tokenizer.encode_ordinary(" is red.") + [tokenizer.eot_token]
+    ranking = reward.encode_ranking(record, tokenizer, 20)
+    assert ranking.rows == [red, start + tokenizer.encode_ordinary(" is")], (
+        "no copy, nothing too long, no end of its own"
+    )
+    assert (ranking.ranks, ranking.ratings, ranking.prompt, ranking.group) == ([1, 2], [7, 5], "The cat", "training")
+    plain = {"prompt": "The cat", "completions": [" is", " was"], "ranks": [1, 2], "group": "held_out"}
+    ranking = reward.encode_ranking(plain, tokenizer, 64)
+    assert all(row[-1] == tokenizer.eot_token for row in ranking.rows)
+    assert ranking.ratings == [] and ranking.group == "held_out"
+    tied = record | {"ranks": [1, 1, 2, 2]}  # what fits ties
+    assert len(reward.encode_rankings([tied, plain, record], tokenizer, 20)) == 2
 
 
-# ---------------------------------------------------------------------------------------------------- the measures
+# ---------------------------------------------------------------------------------------------------- normalisation
 
 
-def test_accuracy_by_hand():
-    assert reward.pair_outcomes([1.0, 5.0, 2.0], [1, 2, 2]) == [-4.0, -1.0]
-    outcomes = [[1.0, -1.0], [2.0], [], [0.0, 0.0, 3.0, -1.0]]  # 1/2, 1, nothing to say, (½ + ½ + 1) / 4
-    mean, error = reward.accuracy(outcomes)
-    assert mean == pytest.approx(2 / 3)
-    variance = ((1 / 2 - 2 / 3) ** 2 + (1 - 2 / 3) ** 2 + (1 / 2 - 2 / 3) ** 2) / 2
-    assert error == pytest.approx(1.96 * math.sqrt(variance / 3))
-    assert all(math.isnan(x) for x in reward.accuracy([[], []]))
-
-
-def test_agreement_by_hand():
-    assert reward.agreement([1, 2, 3], [1, 2, 3]) == (3, 3)
-    assert reward.agreement([1, 2, 3], [3, 2, 1]) == (0, 3)
-    assert reward.agreement([1, 1, 2], [1, 2, 2]) == (1, 1)  # only the first and the last are ordered by both
-    assert reward.agreement([1, 2, 3, 4], [2, 1, 3, 4]) == (5, 6)
-
-
-def test_calibration_by_hand():
-    small, large = math.log(0.55 / 0.45), math.log(0.95 / 0.05)  # the model says 55 % and 95 %
-    table = reward.calibration([[small, -small, small], [large, large], [-large, large]], bins=5)
-    assert len(table) == 2
-    assert table[0] == (pytest.approx(0.55, abs=1e-5), pytest.approx(2 / 3), 3)
-    assert table[1] == (pytest.approx(0.95, abs=1e-5), pytest.approx(3 / 4), 4)
-    assert reward.calibration([[1000.0]])[0][2] == 1  # a confidence of exactly 1 falls into the last bin
-
-
-def test_demonstrations_score_zero_after_normalising(data, encoding):
-    torch.manual_seed(0)
-    model = ScalarModel(GPTConfig(2, 2, 16, 64, encoding.n_vocab)).eval()
-    rankings = [ids for ids, _ in some_rankings(random.Random(7), [5])[0]]
-    before = score_rows(model, rankings)
-    reward.normalise(model, config(data, "unused"), encoding, CPU)
-    after = score_rows(model, rankings)
-    assert model.bias != 0
-    for a, b in zip(before, after):
-        assert b - after[0] == pytest.approx(a - before[0], abs=1e-5)
-    assert mean_demonstration(model, data, encoding) == pytest.approx(0, abs=1e-5)
-    reward.normalise(model, config(data, "unused"), encoding, CPU)  # once more changes nothing
-    assert score_rows(model, rankings) == pytest.approx(after, abs=1e-5)
+def test_demonstrations_score_zero_after_normalising(data, tokenizer):
+    model = make(cfg=GPTConfig(2, 2, 16, 64, tokenizer.n_vocab)).eval()
+    model.head.bias.data.fill_(3.0)  # of training
+    rows = some_rankings(random.Random(7), [5])[0].rows
+    before = score_rows(model, rows)
+    shift = mean_demonstration(model, data, tokenizer)
+    reward.normalise(model, config(data, "unused"), tokenizer)
+    assert score_rows(model, rows) == pytest.approx([score - shift for score in before], abs=1e-5), "no scaling"
+    assert mean_demonstration(model, data, tokenizer) == pytest.approx(0, abs=1e-5)
 
 
 @torch.no_grad()
-def mean_demonstration(model, data, encoding):
+def mean_demonstration(model, data, tokenizer):
+    """Mean score of the training demonstrations, each scored alone."""
     scores = []
     for record in read_demonstrations(data, "train"):
-        ids = encoding.encode_ordinary(record["prompt"]) + encoding.encode_ordinary(record["completion"])
-        scores.append(model.score(*pad([ids + [encoding.eot_token]])).item())
+        ids = tokenizer.encode_ordinary(record["prompt"]) + tokenizer.encode_ordinary(record["completion"])
+        scores.append(model.score(*pad([ids + [tokenizer.eot_token]])).item())
     return sum(scores) / len(scores)
 
 
-# ---------------------------------------------------------------------------------------------------- from end to end
+# ---------------------------------------------------------------------------------------------------- the loop
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 1, 3])
+@pytest.mark.parametrize("shuffle_pairs", [False, True])
+def test_every_step_takes_the_gradient_of_the_mean_over_its_prompts(
+    data, run, tokenizer, monkeypatch, micro_batch_size, shuffle_pairs
+):
+    """An epoch shows every ranking once, or every pair once, as many comparisons per step."""
+    starts, steps = [], OptimizerSteps(monkeypatch, reward)
+    monkeypatch.setattr(reward, "print_untrained", lambda model, rankings: starts.append(model.state_dict()))
+    from_gpt = ScalarModel.from_gpt
+
+    def spy(*args):
+        model = from_gpt(*args)
+        starts.append({name: value.clone() for name, value in model.state_dict().items()})
+        return model
+
+    monkeypatch.setattr(ScalarModel, "from_gpt", spy)
+    reward.main(config(data, run, shuffle_pairs=shuffle_pairs, micro_batch_size=micro_batch_size))
+    policy = load_checkpoint(run / "ppo_init.pt", "policy")[0]
+    model = ScalarModel(policy.config)
+    model.load_state_dict(starts[0])
+    body = policy.transformer.state_dict()
+    assert same(model.transformer.state_dict(), body), "the supervised model without its unembedding"
+
+    records = [r for r in read_comparisons(data / "comparisons.jsonl") if r["split"] == "train"]
+    rankings = reward.encode_rankings(records, tokenizer, 64)
+    batch_size, per_prompt = 4, 3
+    if shuffle_pairs:
+        rankings, batch_size, per_prompt = reward.single_pairs(rankings), 8, 2  # two pairs per prompt do not tie
+        assert len(rankings) == 2 * len(records)
+    batches = ShuffledBatches([max(map(len, r.rows)) for r in rankings], batch_size, 0)
+    optimizer, logged, seen = adamw(model, 1.0), records_of(run / "reward.jsonl"), []
+    for step, (_, gradients, rate) in enumerate(steps.calls):
+        batch = [rankings[i] for i in batches[step]]
+        seen.append(batches[step])
+        losses = []
+        for ranking in batch:  # prompt by prompt, answer by answer
+            assert len(ranking.rows) == per_prompt
+            scores = torch.stack([model(torch.tensor([row]))[0, -1] for row in ranking.rows])
+            K = range(per_prompt)
+            pairs = [scores[i] - scores[j] for i in K for j in K if ranking.ranks[i] < ranking.ranks[j]]
+            losses.append(torch.stack([(1 + (-pair).exp()).log() for pair in pairs]).mean())
+        loss = torch.stack(losses).mean()
+        assert_gradients(gradients, loss, model)
+        assert logged[step]["loss"] == pytest.approx(loss.item(), abs=1e-4)
+        assert rate == pytest.approx(cosine_to_tenth(step, len(steps.calls), 8e-4))
+        loss.backward()
+        optimizer_step(optimizer, model, rate, 1.0)
+    n = math.ceil(len(rankings) / batch_size)
+    assert len(steps.calls) == 2 * n
+    for epoch in (seen[:n], seen[n:]):
+        assert sorted(i for batch in epoch for i in batch) == list(range(len(rankings)))
+    assert seen[:n] != seen[n:], "shuffled anew"
 
 
 @pytest.mark.parametrize("shuffle_pairs", [False, True])
-def test_from_given_comparisons_to_a_reward_model(data, run, tokenizer, encoding, shuffle_pairs):
+def test_from_given_comparisons_to_a_reward_model(data, run, tokenizer, tokenizer_spec, shuffle_pairs, capsys):
     (run / "reward.pt").unlink()
     reward.main(config(data, run, learning_rate=1e-2, epochs=6, shuffle_pairs=shuffle_pairs))
-    model, _, checkpoint = load_checkpoint(run / "reward.pt", "scalar", tokenizer=tokenizer)
-    assert mean_demonstration(model, data, encoding) == pytest.approx(0, abs=1e-4)
+    assert "next: python ppo.py" in capsys.readouterr().out
+    model, _, checkpoint = load_checkpoint(run / "reward.pt", "scalar", tokenizer_spec=tokenizer_spec)
+    assert mean_demonstration(model, data, tokenizer) == pytest.approx(0, abs=1e-4)
     results = checkpoint["results"]["training"]
     assert results["accuracy"][0] > 0.9, "new prompts, same obvious preference"
     assert results["agreement"] == 1.0
     assert results["ties"] == pytest.approx(1 / 3) and results["pairs"] == 3 * 2 * 6
-    records = [json.loads(line) for line in open(run / "reward.jsonl")]
-    assert records[0]["loss"] < 1 and records[-2]["loss"] < 0.3 and "final" in records[-1]
-    assert {"step", "epoch", "loss", "lr", "train_accuracy", "accuracy_training"} == set(records[0])
+    assert checkpoint["results"]["trained on"]["accuracy"][0] > 0.9
+    records = records_of(run / "reward.jsonl")
+    assert [r["step"] for r in records] == list(range(1, len(records) + 1)) and checkpoint["step"] == len(records)
+    always = {"step", "loss", "learning_rate", "grad_norm"}
+    for record in records:
+        measured = record["step"] % 4 == 0 or record["step"] == len(records)
+        assert set(record) == always | ({"train_accuracy", "accuracy_training"} if measured else set())
+    assert records[-1]["loss"] < 0.3 < records[0]["loss"]
     assert not (run / "comparisons.jsonl").exists(), "given rankings are used as they are"
 
 
 def test_groups_of_labelers_are_kept_apart(data, run, tmp_path):
     """Only training labelers are learned from; held-out labelers are measured."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for path in data.iterdir():
-        if path.name != "comparisons.jsonl":
-            (folder / path.name).symlink_to(path)
     records = read_comparisons(data / "comparisons.jsonl")
-    opposite = [r | {"ranks": [1, 2, 1], "group": "held_out"} for r in records]
-    write_jsonl(folder / "comparisons.jsonl", opposite + records)
-    reward.main(config(folder, run, learning_rate=1e-2, epochs=6))
+    opposite = [r | {"ranks": [1, 2, 1], "group": "held_out"} for r in records if r["split"] != "train"]
+    write_jsonl(tmp_path / "both.jsonl", opposite + records)
+    reward.main(config(data, run, learning_rate=1e-2, epochs=6, comparisons=str(tmp_path / "both.jsonl")))
     results = load_checkpoint(run / "reward.pt", "scalar")[2]["results"]
     assert results["training"]["accuracy"][0] > 0.9 and results["held_out"]["accuracy"][0] < 0.1
+    last = records_of(run / "reward.jsonl")[-1]
+    assert last["accuracy_training"] > 0.9 and last["accuracy_held_out"] < 0.1
 
 
-def test_collecting_rankings(data, run, tmp_path, tokenizer, encoding, monkeypatch):
-    """K answers per prompt, equal texts once, ranked by training labelers, validation by two of each group."""
-    import data.labelers as labelers
+def test_evaluating_more_often_changes_nothing(data, run):
+    for name, every in (("often", 1), ("rarely", 100)):
+        reward.main(config(data, run, name=name, eval_every=every))
+    assert same(weights_of(run / "often.pt"), weights_of(run / "rarely.pt"))
 
-    def load_labelers(folder, group):
-        shorter = lambda prompt, texts: [1 + sum(len(t) < len(text) for t in texts) for text in texts]
-        return [SimpleNamespace(name=f"{group}-{i}", group=group, rank=shorter) for i in range(3)]
 
-    monkeypatch.setattr(labelers, "load_labelers", load_labelers)
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for path in data.iterdir():
-        if path.name != "comparisons.jsonl":
-            (folder / path.name).symlink_to(path)
-    write_jsonl(folder / "prefixes.jsonl", [{"prefix": "Say.\nThe cat.\n\n"}])
-    cfg = config(folder, run, prompts=7, valid_prompts=3, k_min=4, k_max=6, max_new_tokens=6)
-    records = reward.collect(cfg, run, tokenizer, encoding, CPU)
-    assert records == read_comparisons(run / "comparisons.jsonl")
-    train, valid = ([r for r in records if r["split"] == split] for split in ("train", "valid"))
-    assert len(train) == 7 and len({r["prompt"] for r in train}) == 7
-    assert len(valid) == 3 * 4 and len({r["prompt"] for r in valid}) == 3
-    for r in records:
-        K = len(r["completions"])
-        assert 2 <= K <= 6 and K == len(r["ranks"]) == len(r["ended"]) == len(set(r["completions"]))
-        assert min(r["ranks"]) == 1
-    assert {r["group"] for r in train} == {"training"}
-    for prompt in {r["prompt"] for r in valid}:
-        who = sorted(r["labeler"] for r in valid if r["prompt"] == prompt)
-        assert len(set(who)) == 4 and [w[0] for w in who] == ["h", "h", "t", "t"]
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_path_factory, monkeypatch, capsys):
+    cfg, other = config(data, run, epochs=15), copy_of(run, tmp_path_factory)
+    (other / "reward.pt").unlink()
+    check_resuming(reward, cfg, "reward", "reward.jsonl", other, monkeypatch, capsys)
+
+
+# ---------------------------------------------------------------------------------------------------- whose rankings
+
+
+def test_rankings_are_collected_once_and_not_touched_again(data, run, tmp_path, monkeypatch):
+    folder, asked = without_comparisons(data, tmp_path / "data"), []
+
+    def collect(cfg):
+        asked.append(cfg)
+        torch.rand(5), GPT(CFG)  # it loads models, too
+        write_jsonl(run / "comparisons.jsonl", read_comparisons(data / "comparisons.jsonl"))
+
+    monkeypatch.setattr(reward.collect, "main", collect)
+    reward.main(config(folder, run, seed=3, init=str(run / "sft.pt")))
+    (cfg,) = asked
+    assert (cfg.data, cfg.out, cfg.supervised, cfg.seed, cfg.threads) == (
+        str(folder),
+        str(run),
+        str(run / "sft.pt"),
+        3,
+        1,
+    )
+    path = run / "comparisons.jsonl"
+    before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino
+    reward.main(config(folder, run, seed=3, init=str(run / "sft.pt"), name="other"))
+    assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) == before and len(asked) == 1
+    assert same(weights_of(run / "reward.pt"), weights_of(run / "other.pt")), "the same whenever they were collected"
+
+    own = without_comparisons(data, tmp_path / "own")
+    write_jsonl(own / "comparisons.jsonl", [{"prompt": "x", "chosen": "A cat.", "rejected": "A dog."}])
+    assert reward.comparisons_file(config(own, run), run) == own / "comparisons.jsonl", "the data folder's come first"
 
 
 def test_rankings_without_a_difference_are_refused(data, run, tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for path in data.iterdir():
-        if path.name != "comparisons.jsonl":
-            (folder / path.name).symlink_to(path)
-    tied = [r | {"ranks": [1, 1, 1]} for r in read_comparisons(data / "comparisons.jsonl")]
-    write_jsonl(folder / "comparisons.jsonl", tied)
-    with pytest.raises(BadInput, match="do not tie"):
-        reward.main(config(folder, run))
+    records = read_comparisons(data / "comparisons.jsonl")
+    for split, words in (("train", "training split"), ("valid", "validation split")):
+        tied = [r | {"ranks": [1, 1, 1]} if r["split"] == split else r for r in records]
+        write_jsonl(tmp_path / "tied.jsonl", tied)
+        with pytest.raises(BadInput, match=words):
+            reward.main(config(data, run, comparisons=str(tmp_path / "tied.jsonl")))
 
 
 @pytest.mark.parametrize("batch_size", [4, 1000], ids=["on the way", "in the last step"])
@@ -368,19 +429,14 @@ def test_divergence_stops_the_run(data, run, batch_size):
     assert not (run / "reward.pt").exists(), "broken weights are not saved"
 
 
-BAD = [
-    ("k_min", 1),
-    ("k_max", 3),
-    ("epochs", 0),
-    ("batch_size", 0),
-    ("prompts", 0),
-    ("valid_prompts", -1),
-    ("eval_every", 0),
-    ("max_new_tokens", 0),
-]
-
-
-@pytest.mark.parametrize("flag, value", BAD)
+@pytest.mark.parametrize("flag, value", [("epochs", 0), ("batch_size", 0), ("eval_every", 0), ("learning_rate", -1.0)])
 def test_bad_flags(data, run, flag, value):
     with pytest.raises(BadInput, match=f"--{flag}"):
         reward.main(config(data, run, **{flag: value}))
+
+
+def test_wrong_files_are_named(data, run):
+    with pytest.raises(BadInput, match="policy model is needed"):
+        reward.main(config(data, run, init=str(run / "reward.pt")))
+    with pytest.raises(BadInput, match="nothing.jsonl: no such file"):
+        reward.main(config(data, run, comparisons="nothing.jsonl"))

@@ -103,8 +103,8 @@ def test_killed_and_continued_is_uninterrupted_and_a_changed_setting_redoes_what
 def test_own_rankings_in_the_run_folder_are_used_and_kept(killed, capsys, monkeypatch):
     """Somebody has ranked other answers: run.py does not collect over them, and what depends on them is done again."""
     out, _ = killed
-    path = out / "comparisons.jsonl"
-    simulated = path.read_text()
+    path, stages = out / "comparisons.jsonl", out / "stages.json"
+    simulated, before = path.read_text(), stages.read_text()
     own = "".join(line for i, line in enumerate(simulated.splitlines(keepends=True)) if i % 3)
     path.write_text(own)
     done = []
@@ -116,7 +116,7 @@ def test_own_rankings_in_the_run_folder_are_used_and_kept(killed, capsys, monkey
     (out / "reward.kept").rename(out / "reward.pt")
     assert "was not made here" in capsys.readouterr().out
     assert path.read_text() == own and done == ["reward"]
-    path.write_text(simulated)
+    path.write_text(simulated), stages.write_text(before)
 
 
 def test_the_code_of_a_stage_is_found_through_its_imports():

@@ -1,19 +1,24 @@
-"""Supervised fine-tuning: what carries loss, the schedule, the mix, and the choice among epochs."""
+"""Supervised fine-tuning: what carries loss, the pretraining mix, the epochs, and the choice among them."""
 
-import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import OptimizerSteps, assert_gradients, check_resuming, copy_of, records_of, same, weights_of
 
 import sft
-from model import GPT, GPTConfig, load_checkpoint
-from plumbing import BadInput, adamw, batches_by_length, cosine_to_tenth, generator, optimizer_step
-from pretrain import lm_loss
+from core.batches import ShuffledBatches, generator
+from core.checkpoint import load_checkpoint
+from core.config import BadInput
+from core.optim import adamw, cosine_to_tenth, optimizer_step
+from core.text import pad_responses
+from data.folder import Corpus, read_demonstrations, read_prompts
+from model import GPT, GPTConfig, ScalarModel, lm_loss
+from pretrain import corpus_loss
 
 CFG = GPTConfig(2, 2, 16, 64, 300)
-CPU = torch.device("cpu")
 ROWS = [([5, 6, 7, 8, 9], 2), ([3, 4, 5], 1), ([1, 2, 3, 4, 5, 6, 7, 8], 7)]  # (prompt + response, prompt length)
 
 
@@ -31,12 +36,13 @@ def config(data, out, **changes):
 
 @torch.no_grad()
 def losses_by_hand(model, rows):
-    """-log p of every response token, each computed from its prefix alone."""
+    """-log p of every response token, each computed from its prefix alone. -> one list per row"""
     losses = []
     for ids, n in rows:
+        losses.append([])
         for t in range(n, len(ids)):
             logits = model.unembed(model(torch.tensor([ids[:t]])))[0, -1].tolist()
-            losses.append(math.log(sum(math.exp(x) for x in logits)) - logits[ids[t]])
+            losses[-1].append(math.log(sum(math.exp(x) for x in logits)) - logits[ids[t]])
     return losses
 
 
@@ -45,163 +51,160 @@ def losses_by_hand(model, rows):
 
 def test_only_the_response_carries_loss():
     model = make()
-    loss, want = sft.sft_loss(model, ROWS, CPU), losses_by_hand(model, ROWS)
-    assert sft.response_tokens(ROWS) == len(want) == 3 + 2 + 1
-    assert loss.item() == pytest.approx(sum(want) / 6, abs=1e-4)
+    tokens, mask = pad_responses(ROWS, "cpu")
+    tokens[1, 3:], tokens[0, 5:] = 7, 299  # whatever stands in the padding
+    losses = sft.sft_loss(model, tokens, mask)
+    for row, ((ids, n), want) in enumerate(zip(ROWS, losses_by_hand(model, ROWS))):
+        assert losses[row, n : len(ids)].tolist() == pytest.approx(want, abs=1e-4)
+        assert losses[row, :n].tolist() == [0] * n and not losses[row, len(ids) :].any()
+    assert sft.response_tokens(ROWS) == 3 + 2 + 1
 
 
-def test_padding_of_the_others_changes_nothing():
-    model = make()
-    longer = ROWS + [(list(range(1, 60)), 50)]
-    parts = (ROWS, longer[3:], longer)
-    sums = [sft.sft_loss(model, rows, CPU).item() * sft.response_tokens(rows) for rows in parts]
-    assert sums[0] + sums[1] == pytest.approx(sums[2], rel=1e-5)
-    n = sft.response_tokens(longer)  # micro-batches: each divided by the tokens of the whole
-    shares = [sft.sft_loss(model, rows, CPU, n).item() for rows in parts]
-    assert shares[0] + shares[1] == pytest.approx(shares[2], rel=1e-5)
+def test_held_out_loss_counts_every_token_once_and_without_dropout():
+    torch.manual_seed(0)
+    model = GPT(replace(CFG, dropout=0.5)).train()
+    model.transformer.wte.weight.data *= 10
+    got = [sft.demonstration_loss(model, ROWS, "cpu", batch_size) for batch_size in (1, 2, 64)]
+    assert not model.training
+    want = sum(losses_by_hand(model, ROWS), [])
+    assert got == pytest.approx([sum(want) / 6] * 3, abs=1e-4)
 
 
-def test_held_out_loss_counts_every_token_once():
-    model = make()
-    want = losses_by_hand(model, ROWS)
-    for batch_size in (1, 2, 64):
-        assert sft.demonstration_loss(model, ROWS, CPU, batch_size) == pytest.approx(sum(want) / 6, abs=1e-4)
-
-
-def test_demonstrations_end_with_end_of_text_and_long_ones_are_dropped(encoding, capsys):
+def test_demonstrations_end_with_end_of_text_and_long_ones_are_dropped(tokenizer, capsys):
     records = [{"prompt": "The cat", "completion": " is red."}, {"prompt": "A dog " * 9, "completion": " no."}]
-    rows = sft.encode_demonstrations(records, encoding, 64)
+    rows = sft.encode_demonstrations(records, tokenizer, 64)
     assert len(rows) == 2 and capsys.readouterr().out == ""
     for record, (ids, n) in zip(records, rows):
-        assert encoding.decode(ids[:n]) == record["prompt"]
-        assert encoding.decode(ids[n:-1]) == record["completion"]
-        assert ids[-1] == encoding.eot_token
+        assert tokenizer.decode(ids[:n]) == record["prompt"]
+        assert tokenizer.decode(ids[n:-1]) == record["completion"]
+        assert ids[-1] == tokenizer.eot_token
     short, long = (len(ids) for ids, _ in rows)
-    assert sft.encode_demonstrations(records, encoding, long) == rows
-    assert sft.encode_demonstrations(records, encoding, long - 1) == rows[:1]
+    assert sft.encode_demonstrations(records, tokenizer, long) == rows
+    assert sft.encode_demonstrations(records, tokenizer, long - 1) == rows[:1]
     assert "dropped 1 of 2" in capsys.readouterr().out
     with pytest.raises(BadInput, match="no demonstration fits"):
-        sft.encode_demonstrations(records, encoding, short - 1)
+        sft.encode_demonstrations(records, tokenizer, short - 1)
 
 
 def test_one_batch_overfits():
     model = make(spread=1)
     optimizer = adamw(model, 0.01)
     for _ in range(60):
-        loss = sft.sft_loss(model, ROWS, CPU)
+        loss = sft.sft_loss(model, *pad_responses(ROWS, "cpu")).sum() / sft.response_tokens(ROWS)
         loss.backward()
         optimizer_step(optimizer, model, 0.01, 1.0)
     assert loss.item() < 0.1
 
 
-# ---------------------------------------------------------------------------------------------------- schedule, batches
+# ---------------------------------------------------------------------------------------------------- the loop
 
 
-def test_cosine_goes_from_the_peak_to_a_tenth():
-    rates = [cosine_to_tenth(step, 80, 3.0) for step in range(81)]
-    assert rates[0] == pytest.approx(3.0) and rates[40] == pytest.approx(1.65) and rates[80] == pytest.approx(0.3)
-    assert rates == sorted(rates, reverse=True)
-    assert cosine_to_tenth(100, 80, 3.0) == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize("n, size", [(1, 4), (7, 3), (100, 2), (64, 4), (65, 4)])
-def test_batches_hold_every_index_once(n, size):
-    lengths = torch.randint(50, (n,), generator=generator(0)).tolist()
-    batches = batches_by_length(lengths, size, generator(1))
-    assert sorted(i for batch in batches for i in batch) == list(range(n))
-    assert max(map(len, batches)) <= size and len(batches) == -(-n // size)
-    assert batches == batches_by_length(lengths, size, generator(1))
-
-
-def test_batches_save_padding_and_stay_random():
-    lengths = torch.randint(50, (128,), generator=generator(0)).tolist()
-    batches = batches_by_length(lengths, 8, generator(1))
-    padding = sum(len(b) * max(lengths[i] for i in b) - sum(lengths[i] for i in b) for b in batches)
-    parts = [range(i, i + 8) for i in range(0, 128, 8)]
-    plain = sum(8 * max(lengths[i] for i in b) - sum(lengths[i] for i in b) for b in parts)
-    assert padding < 0.3 * plain
-    means = [sum(lengths[i] for i in b) for b in batches]
-    assert means != sorted(means) and batches != batches_by_length(lengths, 8, generator(2))
-
-
-# ---------------------------------------------------------------------------------------------------- pretraining mix
-
-
-@pytest.mark.parametrize("mix", [0.0, 0.1, 0.5])
-def test_the_mix_weighs_the_two_losses(data, run, tokenizer, monkeypatch, mix):
-    """The first step's gradient is (1 - m) times the demonstrations' plus m times the pretraining's."""
-    seen, steps = {"sft": [], "lm": []}, []
-
-    def spy_sft(model, rows, device, count=None):
-        if model.training:
-            seen["sft"].append(rows)
-        return sft_loss(model, rows, device, count)
-
-    def spy_lm(model, windows):
-        if model.training:
-            seen["lm"].append(windows)
-        return lm_loss(model, windows)
-
-    def spy_step(optimizer, model, *rest):
-        steps.append([p.grad.clone() for p in model.parameters()])
-        return optimizer_step(optimizer, model, *rest)
-
-    sft_loss = sft.sft_loss
-    monkeypatch.setattr(sft, "sft_loss", spy_sft)
-    monkeypatch.setattr(sft, "lm_loss", spy_lm)
-    monkeypatch.setattr(sft, "optimizer_step", spy_step)
-    sft.main(config(data, run, pretrain_mix=mix, dropout=0.0, epochs=1))
+@pytest.mark.parametrize("micro_batch_size, mix", [(0, 0.0), (0, 0.5), (3, 0.1), (1, 0.5), (0, 1.0)])
+def test_every_step_takes_the_gradient_of_the_mixed_loss(data, run, tokenizer, monkeypatch, micro_batch_size, mix):
+    """(1 - m) times the mean loss per response token of the whole batch, plus m times that per pretraining token."""
+    steps = OptimizerSteps(monkeypatch, sft)
+    sft.main(config(data, run, pretrain_mix=mix, dropout=0.0, epochs=2, micro_batch_size=micro_batch_size))
 
     model, _, _ = load_checkpoint(run / "base.pt", "policy")
-    loss = (1 - mix) * sft_loss(model, seen["sft"][0], CPU)
-    if mix:
-        loss = loss + mix * lm_loss(model, seen["lm"][0])
-        assert len(seen["lm"]) == len(steps)
-    else:
-        assert not seen["lm"]
-    for got, want in zip(steps[0], torch.autograd.grad(loss, list(model.parameters()))):
-        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
+    optimizer, corpus, seen = adamw(model, 1.0), Corpus(data, "train"), []
+    rows = sft.encode_demonstrations(read_demonstrations(data, "train"), tokenizer, 64)
+    batches = ShuffledBatches([len(ids) for ids, _ in rows], 4, 0)
+    records = records_of(run / "sft.jsonl")
+    for step, (_, gradients, rate) in enumerate(steps.calls):
+        batch = [rows[i] for i in batches[step]]
+        seen.append(batches[step])
+        losses = [sft.sft_loss(model, *pad_responses([row], "cpu"))[0, row[1] :] for row in batch]  # one by one
+        loss = torch.cat(losses).mean()
+        assert records[step]["loss"] == pytest.approx(loss.item(), abs=1e-4)
+        windows = corpus.windows(max(1, round(4 * mix)), 64, generator(0, "pretraining", step))
+        mixed = (1 - mix) * loss + mix * lm_loss(model, windows).mean()
+        assert_gradients(gradients, mixed, model)
+        assert rate == pytest.approx(cosine_to_tenth(step, len(steps.calls), 4e-4))
+        mixed.backward()
+        optimizer_step(optimizer, model, rate, 1.0)
+    n = len(batches)
+    assert len(steps.calls) == len(records) == 2 * n == 2 * math.ceil(len(rows) / 4)
+    for epoch in (seen[:n], seen[n:]):
+        assert sorted(i for batch in epoch for i in batch) == list(range(len(rows))), "every demonstration once"
+    assert seen[:n] != seen[n:], "shuffled anew"
 
 
-# ---------------------------------------------------------------------------------------------------- from end to end
+def test_dropout_is_on_while_training_and_only_then(data, run, monkeypatch):
+    seen, sft_loss = set(), sft.sft_loss
+
+    def spy(model, *batch):
+        seen.add((torch.is_grad_enabled(), model.training, model.transformer.dropout.p))
+        return sft_loss(model, *batch)
+
+    monkeypatch.setattr(sft, "sft_loss", spy)
+    sft.main(config(data, run, dropout=0.25, epochs=2))
+    assert seen == {(True, True, 0.25), (False, False, 0.25)}
 
 
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
-
-
-def test_train_then_ppo_init_then_choose(data, run, tokenizer, monkeypatch):
+def test_train_then_ppo_init_then_choose(data, run, tokenizer, tokenizer_spec, monkeypatch, capsys):
     (run / "sft.epoch-9.pt").write_text("of an earlier run")
     (run / "ppo_init.pt").unlink()
     sft.main(config(data, run, epochs=3, learning_rate=1e-2))
+    assert "next: python sft.py --name ppo_init --epochs 2 --pretrain_mix 0.1" in capsys.readouterr().out
     assert {p.name for p in run.glob("sft*.pt")} == {"sft.pt", "sft.epoch-1.pt", "sft.epoch-2.pt", "sft.epoch-3.pt"}
-    epochs = [load_checkpoint(run / f"sft.epoch-{i}.pt", "policy", tokenizer=tokenizer)[0] for i in (1, 2, 3)]
+    paths = [run / f"sft.epoch-{epoch}.pt" for epoch in (1, 2, 3)]
+    epochs = [load_checkpoint(path, "policy", tokenizer_spec=tokenizer_spec) for path in paths]
     last, _, checkpoint = load_checkpoint(run / "sft.pt", "policy")
-    assert same(last, epochs[2]) and not same(epochs[0], epochs[1])
-    demonstrations = [json.loads(line) for line in open(data / "demonstrations.jsonl")]
-    n = sum(r["split"] == "train" for r in demonstrations)
-    assert checkpoint["step"] == 3 * math.ceil(n / 4)
-    records = [json.loads(line) for line in open(run / "sft.jsonl")]
-    assert [r["epoch"] for r in records] == [1, 2, 3]
-    assert set(records[0]) == {"epoch", "step", "loss", "valid_loss", "corpus_loss", "lr"}
-    assert records[2]["loss"] < records[0]["loss"] - 0.5
+    weights = [weights_of(path) for path in paths]
+    assert same(checkpoint["model"], weights[2]) and not same(weights[0], weights[1])
+    per_epoch = math.ceil(len(read_demonstrations(data, "train")) / 4)
+    assert [e["step"] for _, _, e in epochs] == [per_epoch, 2 * per_epoch, 3 * per_epoch]
+    assert checkpoint["step"] == 3 * per_epoch
+
+    records = records_of(run / "sft.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 3 * per_epoch + 1))
+    always = {"step", "loss", "learning_rate", "grad_norm"}
+    ends = [r for r in records if "epoch" in r]
+    assert [(r["epoch"], r["step"]) for r in ends] == [(i, i * per_epoch) for i in (1, 2, 3)]
+    assert all(set(r) == always | {"epoch", "valid_loss", "corpus_loss"} for r in ends)
+    assert all(set(r) == always for r in records if "epoch" not in r)
+    assert records[-1]["loss"] < records[0]["loss"] - 0.5
+    valid = sft.encode_demonstrations(read_demonstrations(data, "valid"), tokenizer, 64)
+    for (model, _, kept), record in zip(epochs, ends):
+        loss = sft.demonstration_loss(model, valid, "cpu")
+        assert [record["valid_loss"], kept["valid_loss"]] == pytest.approx([loss] * 2, abs=1e-5)
+        assert record["corpus_loss"] == pytest.approx(corpus_loss(model, Corpus(data, "valid"), 63, 4), abs=1e-5)
 
     sft.main(config(data, run, name="ppo_init", epochs=1, pretrain_mix=0.1))
-    init, _, checkpoint = load_checkpoint(run / "ppo_init.pt", "policy", tokenizer=tokenizer)
-    assert not same(init, last) and checkpoint["config"]["pretrain_mix"] == 0.1
-    assert (run / "ppo_init.jsonl").exists() and same(last, load_checkpoint(run / "sft.pt", "policy")[0])
+    init, _, made = load_checkpoint(run / "ppo_init.pt", "policy", tokenizer_spec=tokenizer_spec)
+    assert not same(made["model"], checkpoint["model"]) and made["config"]["pretrain_mix"] == 0.1
+    assert (run / "ppo_init.jsonl").exists() and same(weights_of(run / "sft.pt"), checkpoint["model"])
+    assert len(list(run.glob("sft.epoch-*.pt"))) == 3, "of another name: not this run's to remove"
 
     sft.main(config(data, run, epochs=0, reward_model=str(run / "reward.pt"), choose_prompts=3))
-    best, _, checkpoint = load_checkpoint(run / "sft_best.pt", "policy", tokenizer=tokenizer)
-    assert any(same(best, epoch) for epoch in epochs) and math.isfinite(checkpoint["reward"])
-    scores = iter([0.1, 0.9, 0.5])
-    monkeypatch.setattr(sft, "mean_reward", lambda *args: next(scores))
-    sft.main(config(data, run, epochs=0, reward_model=str(run / "reward.pt")))
-    best, _, checkpoint = load_checkpoint(run / "sft_best.pt", "policy")
-    assert same(best, epochs[1]) and checkpoint["reward"] == 0.9 and checkpoint["step"] == 2 * math.ceil(n / 4)
+    best = load_checkpoint(run / "sft_best.pt", "policy", tokenizer_spec=tokenizer_spec)[2]
+    assert any(same(best["model"], kept) for kept in weights) and math.isfinite(best["score"])
+    scores, asked = iter([0.1, 0.9, 0.5]), []
+
+    def mean_reward(model, reward_model, tokenizer, prompts, cfg):
+        asked.append(prompts)
+        return next(scores)
+
+    monkeypatch.setattr(sft, "mean_reward", mean_reward)
+    sft.main(config(data, run, epochs=0, reward_model=str(run / "reward.pt"), choose_prompts=3))
+    best = torch.load(run / "sft_best.pt", weights_only=True)
+    assert same(best["model"], weights[1]) and best["score"] == 0.9 and best["step"] == 2 * per_epoch
+    assert best["valid_loss"] == epochs[1][2]["valid_loss"]
+    assert asked == [[r["prompt"] for r in read_prompts(data, "valid")][:3]] * 3, "the same prompts for every epoch"
 
 
-def test_reward_is_of_prompt_and_answer_as_the_reward_model_was_trained(encoding, monkeypatch):
+def test_the_tenth_epoch_comes_after_the_ninth(data, run, monkeypatch):
+    asked = []
+    for epoch in (10, 9, 2):
+        content = torch.load(run / "sft.pt", weights_only=True) | {"valid_loss": 1.0, "step": epoch}
+        torch.save(content, run / f"x.epoch-{epoch}.pt")
+    scores = iter([0.0, 1.0, 2.0])
+    monkeypatch.setattr(sft, "mean_reward", lambda *args: asked.append(1) or next(scores))
+    sft.main(config(data, run, name="x", epochs=0, reward_model=str(run / "reward.pt")))
+    assert torch.load(run / "x_best.pt", weights_only=True)["step"] == 10 and len(asked) == 3
+
+
+def test_reward_is_of_prompt_and_answer_as_the_reward_model_was_trained(tokenizer, monkeypatch):
     """Prompt and completion are encoded apart, as in reward.py, and end-of-text follows only what ended."""
     prompts = ["What does the c", "Say it: t"]  # joined first, "c" + "at" might become one token
     answers = [("at is red.", True), ("he cat", False)]
@@ -212,42 +215,63 @@ def test_reward_is_of_prompt_and_answer_as_the_reward_model_was_trained(encoding
         return lengths.float()
 
     monkeypatch.setattr(sft, "respond", lambda *args, **kwargs: answers)
-    judge = SimpleNamespace(score=score, config=SimpleNamespace(block_size=64), bias=torch.zeros(()))
-    mean = sft.mean_reward(make(), judge, encoding, prompts, sft.Config())
-    want = [
-        encoding.encode_ordinary(p) + encoding.encode_ordinary(a) + [encoding.eot_token] * ended
-        for p, (a, ended) in zip(prompts, answers)
-    ]
-    assert any(w != encoding.encode_ordinary(p + a) + w[-1:] * e for w, p, (a, e) in zip(want, prompts, answers))
-    assert mean == pytest.approx(sum(map(len, seen)) / 2)
+    judge = ScalarModel(CFG)
+    judge.score = score
+    mean = sft.mean_reward(make(), judge, tokenizer, prompts, sft.Config())
+    apart = [tokenizer.encode_ordinary(p) + tokenizer.encode_ordinary(text) for p, (text, _) in zip(prompts, answers)]
+    joined = [tokenizer.encode_ordinary(p + text) for p, (text, _) in zip(prompts, answers)]
+    assert apart != joined, "an example where it matters"
+    want = [apart[0] + [tokenizer.eot_token], apart[1]]
     assert sorted(seen) == sorted(want)
+    assert mean == pytest.approx(sum(map(len, want)) / 2)
 
 
-def test_same_seed_same_model(data, run):
-    for name in ("one", "two"):
-        sft.main(config(data, run, name=name, epochs=1))
-    assert same(load_checkpoint(run / "one.pt", "policy")[0], load_checkpoint(run / "two.pt", "policy")[0])
+def test_every_epoch_is_sampled_with_the_same_random_numbers(tokenizer, monkeypatch):
+    drawn = []
+
+    def respond(model, tokenizer, prompts, max_new_tokens, generator):
+        drawn.append(torch.rand(3, generator=generator).tolist())
+        return [("A cat.", True) for _ in prompts]
+
+    monkeypatch.setattr(sft, "respond", respond)
+    for _ in range(2):
+        sft.mean_reward(
+            make(), ScalarModel(CFG), tokenizer, ["The"], SimpleNamespace(seed=4, max_new_tokens=8, dtype="float32")
+        )
+    assert drawn[0] == drawn[1]
 
 
-@pytest.mark.parametrize("rate", [1e30])
-def test_divergence_stops_the_run(data, run, rate):
+def test_same_seed_same_model_and_another_seed_another(data, run):
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        sft.main(config(data, run, name=name, epochs=1, seed=seed))
+    one, two, other = (weights_of(run / f"{name}.pt") for name in ("one", "two", "other"))
+    assert same(one, two) and not same(one, other)
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_path_factory, monkeypatch, capsys):
+    """With dropout, whose masks come from PyTorch's own random numbers; the kept epochs are the same, too."""
+    cfg, other = (
+        config(data, run, epochs=8, batch_size=3, dropout=0.3, pretrain_mix=0.3),
+        copy_of(run, tmp_path_factory),
+    )
+    check_resuming(sft, cfg, "sft", "sft.jsonl", other, monkeypatch, capsys, latest=15)
+    for epoch in range(1, 9):
+        assert same(weights_of(run / f"sft.epoch-{epoch}.pt"), weights_of(other / f"sft.epoch-{epoch}.pt"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"epochs": 1, "batch_size": 1000}], ids=["on the way", "in the last step"])
+def test_divergence_stops_the_run(data, run, changes):
     with pytest.raises(BadInput, match="learning_rate"):
-        sft.main(config(data, run, name="x", learning_rate=rate))
-    assert not (run / "x.pt").exists()
-
-
-def test_divergence_in_the_last_step_stops_the_run(data, run):
-    with pytest.raises(BadInput, match="learning_rate"):
-        sft.main(config(data, run, name="x", learning_rate=1e30, epochs=1, batch_size=1000))
+        sft.main(config(data, run, name="x", learning_rate=1e30, **changes))
     assert not (run / "x.pt").exists(), "broken weights are not saved"
 
 
 BAD = [
     ("epochs", -1),
     ("batch_size", 0),
-    ("pretrain_mix", 1.0),
+    ("pretrain_mix", 1.1),
     ("pretrain_mix", -0.1),
-    ("dropout", 1.0),
+    ("dropout", 1.1),
     ("max_new_tokens", 0),
     ("choose_prompts", 0),
 ]
@@ -255,9 +279,8 @@ BAD = [
 
 @pytest.mark.parametrize("flag, value", BAD)
 def test_bad_flags(data, run, flag, value):
-    changes = {"reward_model": str(run / "reward.pt")} if flag == "choose_prompts" else {}
     with pytest.raises(BadInput, match=f"--{flag}"):
-        sft.main(config(data, run, **changes | {flag: value}))
+        sft.main(config(data, run, **{flag: value}))
 
 
 def test_choosing_needs_a_reward_model_and_kept_epochs(data, run):

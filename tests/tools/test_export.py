@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.checkpoint import load_checkpoint
 from core.config import BadInput
 from core.gpt2 import load_gpt2
-from model import load_checkpoint
 from tools import export
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,18 +3,17 @@
 import json
 import math
 import random
-from pathlib import Path
 
 import pytest
 import torch
 
 from alternatives import rest
 from alternatives.common import Run
+from core.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from core.config import BadInput
+from core.text import score_answers
 from data.folder import read_comparisons, read_demonstrations, read_prompts
-from model import ScalarModel, load_checkpoint, save_checkpoint, score_answers
-from plumbing import BadInput
-
-ROOT = Path(__file__).resolve().parent.parent
+from model import ScalarModel
 
 
 def config(data="", out="", **changes):
@@ -79,28 +78,28 @@ def test_best_of_each_counts(share):
 
 
 def test_thresholds_rise_and_learning_rates_fall():
-    assert rest.numbers("0.7, 0.8,0.95") == [0.7, 0.8, 0.95]
+    assert rest.parse_thresholds("0.7, 0.8,0.95") == [0.7, 0.8, 0.95]
     for bad in ("", "high", "0.8,0.7", "0.7,0.7", "-0.1,0.5", "0.5,1", "0.5,", "nan"):
         with pytest.raises(BadInput, match="--thresholds"):
-            rest.numbers(bad)
+            rest.parse_thresholds(bad)
     rates = [rest.improve_rate(step, config(learning_rate=8.0, decay=0.5)) for step in range(4)]
     assert rates == [8.0, 4.0, 2.0, 1.0]
     default = rest.Config()
-    assert default.decay < 1 and rest.numbers(default.thresholds) == [0.7, 0.8, 0.9]
+    assert default.decay < 1 and rest.parse_thresholds(default.thresholds) == [0.7, 0.8, 0.9]
 
 
 # ---------------------------------------------------------------------------------------------------- Improve
 
 
 class Scripted:
-    """Stands in for fine-tuning and validation: remembers the rows and rates, adds 1 to a weight, gives rewards in turn."""
+    """Stands in for fine-tuning and validation: remembers rows and rates, adds 1 to a weight, gives rewards in turn."""
 
     def __init__(self, monkeypatch, rewards):
         self.rewards, self.calls = list(rewards), []
         monkeypatch.setattr(rest, "fine_tune", self.fine_tune)
         monkeypatch.setattr(rest, "validation_reward", lambda *_: self.rewards.pop(0))
 
-    def fine_tune(self, policy, rows, run, epochs, lr, batch_size):
+    def fine_tune(self, policy, rows, run, rng, epochs, lr, batch_size):
         self.calls.append((rows, epochs, lr, batch_size))
         with torch.no_grad():
             policy.transformer.wpe.weight[0, 0] += 1
@@ -109,7 +108,7 @@ class Scripted:
 
 def improved(data, run, monkeypatch, rewards, taus=(0.4, 0.6, 0.8), **changes):
     script, process = Scripted(monkeypatch, rewards), Run(config(data, run, **changes), "rest")
-    policy = process.load("ppo_init")
+    policy = process.load_policy("ppo_init")
     start = policy.transformer.wpe.weight[0, 0].item()
     items = [("Say.\n", f"It is {i}.", True) for i in range(5)] + [("Go.\n", f"It is {i}.", True) for i in range(5, 11)]
     scores = [i - 5.0 for i in range(11)]  # rescaled: 0.0, 0.1, …, 1.0
@@ -148,23 +147,27 @@ def test_improve_without_anything_left(data, run, monkeypatch):
 
 def test_looking_at_validation_does_not_change_what_is_sampled(data, run):
     process = Run(config(data, run), "rest")
-    policy, judge = process.load("ppo_init"), process.load("reward", "scalar")
+    policy, judge = process.load_policy("ppo_init"), process.load_scalar_model("reward")
     prompts = process.prompts(policy, "valid")
-    before = process.draw.get_state()
+    asked = process.prompts(policy, "train", 4)
+    before = rest.grow(process, policy, judge, asked, [], process.generator("grow", 1))
+    tokens = process.cost["tokens"]
     first = rest.validation_reward(process, policy, judge, prompts)
-    assert torch.equal(process.draw.get_state(), before)
     assert first == rest.validation_reward(process, policy, judge, prompts), "the same random stream every time"
-    assert process.cost["tokens"] == 0, "looks are not what the method costs"
+    assert process.cost["tokens"] == tokens, "looks are not what the method costs"
+    assert before == rest.grow(process, policy, judge, asked, [], process.generator("grow", 1))
+    assert before != rest.grow(process, policy, judge, asked, [], process.generator("grow", 2))
 
 
 def test_grow_adds_the_demonstrations(data, run):
     process = Run(config(data, run), "rest")
-    policy, judge = process.load("ppo_init"), process.load("reward", "scalar")
+    policy, judge = process.load_policy("ppo_init"), process.load_scalar_model("reward")
     shown = [(r["prompt"], r["completion"], True) for r in read_demonstrations(data, "train")]
     asked = process.prompts(policy, "train", 4)
-    items, scores = rest.write_and_score(process, policy, judge, asked, shown)
-    assert [p for p, *_ in items[:12]] == [p for p in asked for _ in range(3)] and items[12:] == shown
-    want = score_answers(judge, process.encoding, [p for p, *_ in items], [(t, e) for _, t, e in items])
+    too_long = [(asked[0], "zq" * 40, True)]
+    answers, scores = rest.grow(process, policy, judge, asked, shown + too_long, process.generator("grow", 1))
+    assert [p for p, *_ in answers[:12]] == [p for p in asked for _ in range(3)] and answers[12:] == shown
+    want = score_answers(judge, process.tokenizer, [p for p, *_ in answers], [(t, e) for _, t, e in answers])
     assert scores == want and not any(map(math.isnan, scores))
 
 
@@ -172,7 +175,7 @@ def test_grow_adds_the_demonstrations(data, run):
 
 
 @pytest.fixture
-def likes_ends(run, tokenizer, tiny):
+def likes_ends(run, tokenizer_spec, tiny):
     """A reward model that gives about 1 to an answer that has ended and less to any other."""
     toy = ScalarModel(tiny)
     with torch.no_grad():
@@ -181,7 +184,8 @@ def likes_ends(run, tokenizer, tiny):
                 p.zero_()  # blocks add nothing: the hidden state is the last token's embedding, layer-normalised
         eot = toy.transformer.ln_f(toy.transformer.wte.weight[-1])
         toy.head.weight.copy_(eot[None] / eot.square().sum())
-    save_checkpoint(run / "reward.pt", toy, tokenizer, tiny, 0)
+    inputs = read_checkpoint(run / "reward.pt")["inputs"]
+    save_checkpoint(run / "reward.pt", toy, tokenizer_spec, tiny, 0, inputs=inputs)
     return run
 
 
@@ -190,7 +194,7 @@ def test_a_toy_reward_goes_up(data, likes_ends):
     rest.main(config(data, run, learning_rate=3e-2, thresholds="0.9,0.99", prompts=18, samples=4, batch_size=2))
     *steps, last = records_of(run)
     grows = [r for r in steps if "grow" in r]
-    assert [r["grow"] for r in grows] == [1, 2] and all(r["items"] == 18 * 4 + 18 for r in grows)
+    assert [r["grow"] for r in grows] == [1, 2] and all(r["answers"] == 18 * 4 + 18 for r in grows)
     assert last["valid_reward"] > last["valid_reward_at_start"] + 0.3
     accepted = [r["valid_reward"] for r in steps if r.get("better")]
     assert accepted == sorted(accepted) and accepted[-1] == last["valid_reward"]
@@ -204,11 +208,11 @@ def test_the_next_grow_asks_other_prompts_of_the_best_policy(data, run, monkeypa
     asked, written, tuned = [], [], []
     answers, fine_tune = Run.answers, rest.fine_tune
 
-    def spy(self, model, prompts, temperature=1.0, **more):
+    def spy(self, model, prompts, rng, temperature=1.0, **more):
         if temperature == 0.8:
             asked.append(list(dict.fromkeys(prompts)))
             written.append({k: v.clone() for k, v in model.state_dict().items()})
-        return answers(self, model, prompts, temperature, **more)
+        return answers(self, model, prompts, rng, temperature, **more)
 
     def spy_fine_tune(policy, *rest_of_it):
         loss = fine_tune(policy, *rest_of_it)

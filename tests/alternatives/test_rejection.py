@@ -5,7 +5,6 @@ import math
 import random
 import sys
 from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +13,12 @@ import torch
 import ppo
 from alternatives import common, rejection
 from alternatives.common import Run
+from core.checkpoint import load_checkpoint
+from core.config import BadInput, check
+from core.ranking_metrics import accuracy
+from core.text import score_answers
 from data.folder import read_comparisons, read_demonstrations, read_prompts
-from model import load_checkpoint, score_answers
-from plumbing import BadInput
-from reward import accuracy, outcomes_of
-
-ROOT = Path(__file__).resolve().parent.parent
+from reward import encode_rankings, score_differences
 
 
 def config(data="", out="", **changes):
@@ -86,12 +85,14 @@ def test_max_of_n_by_brute_force(K):
 def test_curve():
     rng = random.Random(3)
     scores = [[rng.gauss(0, 1) for _ in range(4)] for _ in range(6)]
-    got = rejection.curve(sum(scores, []), 4)
+    got = rejection.best_of_n_curve(sum(scores, []), 4)
     assert got[0] == pytest.approx(sum(map(sum, scores)) / 24) and got[3] == pytest.approx(sum(map(max, scores)) / 6)
     pairs = [max(pair) for some in scores for pair in combinations(some, 2)]
     assert got[1] == pytest.approx(sum(pairs) / 36) and got == sorted(got)
     nan = [0.0, float("nan"), 9.0, 9.0]
-    assert rejection.curve(sum(scores, nan), 4) == pytest.approx(got), "without prompts that have an answer too long"
+    assert rejection.best_of_n_curve(sum(scores, nan), 4) == pytest.approx(got), (
+        "without prompts that have an answer too long"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- rankings
@@ -102,7 +103,7 @@ def test_what_labelers_are_shown(labelers):
     prompts = [f"prompt {i}" for i in range(30)]
     answers = [[("b", True), ("aaa", False), ("b", True), ("", True), (" ", True), ("cc", True)] for _ in prompts]
     answers[4] = [("only", True)] * 3 + [("", False)]
-    records = rejection.ask(people, prompts, answers, random.Random(0))
+    records = rejection.collect_rankings(people, prompts, answers, random.Random(0))
     assert [r["prompt"] for r in records] == [p for i, p in enumerate(prompts) if i != 4] == [p for _, p, _ in labelers]
     assert {who for who, *_ in labelers} == {"training-0", "training-1", "training-2"}
     for record in records:
@@ -114,17 +115,16 @@ def test_what_labelers_are_shown(labelers):
 
 def test_training_further_follows_the_new_rankings(data, run):
     process = Run(config(data, run, reward_learning_rate=1e-2), "rejection")
-    judge, policy = process.load("reward", "scalar"), process.load("ppo_init")
+    judge, policy = process.load_scalar_model("reward"), process.load_policy("ppo_init")
     records = read_comparisons(data / "comparisons.jsonl")
     backwards = [r | {"ranks": [1, 2, 1]} for r in records]  # everybody dislikes the colour now
-    rankings = common.tell_apart(backwards, process, policy.config.block_size)
-    assert common.tell_apart([records[0] | {"ranks": [1, 1, 1]}], process, 64) == []
-    for _ in range(4):
-        rejection.train_further(judge, rankings, process)
-    assert accuracy(outcomes_of(judge, rankings))[0] > 0.9 and not judge.training
+    rankings = encode_rankings(backwards, process.tokenizer, policy.config.block_size)
+    for number in range(4):
+        rejection.train_further(judge, rankings, process, process.generator("a", number))
+    assert accuracy(score_differences(judge, rankings))[0] > 0.9 and not judge.training
     shown = read_demonstrations(data, "train")
     scores = score_answers(
-        judge, process.encoding, [r["prompt"] for r in shown], [(r["completion"], True) for r in shown]
+        judge, process.tokenizer, [r["prompt"] for r in shown], [(r["completion"], True) for r in shown]
     )
     assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)
 
@@ -140,8 +140,8 @@ class Watch:
         answers, fine_tune = Run.answers, rejection.fine_tune
         score, further = rejection.score_answers, rejection.train_further
 
-        def spy_answers(process, model, prompts, temperature=1.0, **more):
-            texts = answers(process, model, prompts, temperature, **more)
+        def spy_answers(process, model, prompts, rng, temperature=1.0, **more):
+            texts = answers(process, model, prompts, rng, temperature, **more)
             self.sampled.append((weights(model), prompts, temperature, texts))
             return texts
 
@@ -151,13 +151,13 @@ class Watch:
             self.tuned.append((before, weights(model), rows))
             return loss
 
-        def spy_score(model, encoding, prompts, texts):
-            scores = score(model, encoding, prompts, texts)
+        def spy_score(model, tokenizer, prompts, texts):
+            scores = score(model, tokenizer, prompts, texts)
             self.scored.append((weights(model), [(p, *a) for p, a in zip(prompts, texts)], scores))
             return scores
 
-        def spy_further(model, rankings, process):
-            further(model, rankings, process)
+        def spy_further(model, rankings, process, rng):
+            further(model, rankings, process, rng)
             self.further.append((weights(model), rankings))
 
         monkeypatch.setattr(Run, "answers", spy_answers)
@@ -199,9 +199,10 @@ def test_the_rounds(data, run, labelers, monkeypatch, capsys, pool):
     assert same(saved, watch.tuned[2][1]) and same(newest, watch.further[2][0])
     *rounds, _ = records_of(run)
     assert [r["picks"] for r in rounds] == ([5, 10, 15] if pool else [5, 5, 5])
-    assert capsys.readouterr().out.count("best of 2") == 1, "one head for the table"
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.split()[:1] in ROUNDS]) == 3, "a row each"
 
 
+ROUNDS = [["1/3"], ["2/3"], ["3/3"]]
 KINDS = {"base": "policy", "ppo_init": "policy", "reward": "scalar"}
 
 
@@ -213,7 +214,7 @@ def test_a_prompt_that_comes_again_keeps_the_better_answer(data, run, monkeypatc
     process = Run(config(data, run / "elsewhere"), "rejection")
     everything = [(p, *a) for _, prompts, _, texts in watch.sampled for p, a in zip(prompts, texts)]
     judge = load_checkpoint(run / "rejection_reward.pt", "scalar")[0]
-    scores = score_answers(judge, process.encoding, [p for p, *_ in everything], [a for _, *a in everything])
+    scores = score_answers(judge, process.tokenizer, [p for p, *_ in everything], [a for _, *a in everything])
     assert len(everything) == 3 * 18 * 4 and len(rows) == 18
     for prompt in {p for p, *_ in everything}:
         top = max(s for (p, *_), s in zip(everything, scores) if p == prompt)
@@ -237,7 +238,7 @@ def test_rankings_of_the_rounds_and_what_they_cost(data, run, labelers, monkeypa
     # as many old rankings as new ones; those of the rounds before are old ones too
     process = Run(config(data, run / "elsewhere"), "rejection")
     known = read_comparisons(data / "comparisons.jsonl")
-    known = common.tell_apart([r for r in known if r["split"] == "train"], process, 64)
+    known = encode_rankings([r for r in known if r["split"] == "train"], process.tokenizer, 64)
     given, again = known, 0
     for _, rankings in watch.further:
         new = rankings[: len(rankings) // 2]
@@ -263,7 +264,7 @@ def test_without_labelers(data, run, monkeypatch):
         for n in range(1, 5):
             tops = [max(draw) for some in groups for draw in combinations(some, n)]
             assert record["best_of_n"][n - 1] == pytest.approx(sum(tops) / len(tops), abs=1e-5)
-        assert record["mean"] == pytest.approx(record["best_of_n"][0], abs=1e-5)
+        assert record["best_of_2"] == pytest.approx(record["best_of_n"][1], abs=1e-5)
 
 
 def test_ppo_on_top(data, run, labelers):
@@ -283,7 +284,7 @@ def test_ppo_on_top(data, run, labelers):
 @pytest.mark.parametrize("iterations", [1, 2, 10, 28, 100])
 def test_settings_of_ppo(run, data, monkeypatch, iterations):
     seen = []
-    monkeypatch.setattr(ppo, "main", lambda cfg: seen.append(cfg) or ppo.check(cfg) or 1 / 0)
+    monkeypatch.setattr(ppo, "main", lambda cfg: seen.append(cfg) or check(cfg) or 1 / 0)
     process = Run(config(data, run, ppo_iterations=iterations, seed=7), "rejection")
     with pytest.raises(ZeroDivisionError):
         common.ppo_from(process, "rejection_ppo", "rejection", "rejection_reward", iterations)
@@ -299,11 +300,11 @@ def test_settings_of_ppo(run, data, monkeypatch, iterations):
 def test_the_figure(tmp_path, monkeypatch, capsys):
     curves = [[0.0, 0.5, 0.7], [0.2, 0.6, 0.8]]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    rejection.figure(curves, tmp_path / "rejection.png")
+    rejection.draw_figure(curves, tmp_path / "rejection.png")
     assert not (tmp_path / "rejection.png").exists() and "not installed" in capsys.readouterr().out
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
-    rejection.figure(curves, tmp_path / "rejection.png")
+    rejection.draw_figure(curves, tmp_path / "rejection.png")
     assert (tmp_path / "rejection.png").read_bytes().startswith(b"\x89PNG")
 
 
