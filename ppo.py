@@ -133,6 +133,12 @@ def whiten(x, mask):
     return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
+def advantages_and_returns(rewards, values, mask, cfg):
+    """GAE, and the advantages whitened AFTER the value targets have been computed from them. (B, T) each."""
+    advantages, returns = gae(rewards, values, mask, cfg.discount, cfg.lam)
+    return whiten(advantages, mask) if cfg.whiten else advantages, returns
+
+
 def clipped_policy_loss(ratio, advantages, clip_ratio):
     """PPO's clipped objective, to be minimised, per token: max( -A ρ, -A clip(ρ, 1-ε, 1+ε) ). All (B, T)."""
     clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
@@ -305,8 +311,7 @@ def main(cfg):
         # 3. reward
         rewards = shaped_rewards(episodes["scores"], logprobs, ref_logprobs, mask, cfg.kl_coef)
         # 4. GAE
-        advantages, returns = gae(rewards, episodes["values"], mask, cfg.discount, cfg.lam)
-        advantages = whiten(advantages, mask) if cfg.whiten else advantages
+        advantages, returns = advantages_and_returns(rewards, episodes["values"], mask, cfg)
         episodes |= {"advantages": advantages, "returns": returns}
         if cfg.ptx_coef:  # pretraining examples beside each episode (C.4)
             rng = generator(cfg.seed, "pretraining", iteration)
@@ -315,8 +320,8 @@ def main(cfg):
         collected = time.time()
 
         # 5. update
-        policy_learns = iteration >= cfg.value_only_iterations
-        learning_rate = policy_learning_rate(iteration - cfg.value_only_iterations, cfg)
+        updates = iteration - cfg.value_only_iterations
+        policy_learns, learning_rate = updates >= 0, policy_learning_rate(max(updates, 0), cfg)
         policy_metrics, value_metrics = [], []
         rng = generator(cfg.seed, "minibatches", iteration)
         for _ in range(cfg.epochs):

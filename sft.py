@@ -17,6 +17,7 @@ validation loss: that overfits after an epoch while people still like the later 
 this choice can be made once there is a reward model (third command).
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def train(cfg, device, out):
 
     for step in range(first_step, steps):
         model.train()
-        batch, metrics = [rows[i] for i in batches[step]], {"loss": 0.0, "pretrain_loss": 0.0}
+        batch, metrics = [rows[i] for i in batches[step]], defaultdict(float)
         n_tokens = response_tokens(batch)
         for micro_batch in micro_batches(batch, cfg):
             loss = sft_loss(model, *pad_responses(micro_batch, device)).sum() / n_tokens

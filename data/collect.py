@@ -68,9 +68,9 @@ class Person:
 
     def rank(self, prompt, completions):
         """Show the prompt and its answers, and ask until a ranking comes back. None: skipped."""
-        print(f"\n{prompt.strip()}")
+        print(f"\n{printable(prompt)}")
         for number, text in enumerate(completions, 1):
-            print(f"  {number}. {text.strip()}")
+            print(f"  {number}. {printable(text)}")
         while True:
             try:
                 typed = input("best to worst, = for ties, e.g. 2 > 1 = 3 (s: skip, q: enough): ").strip()
@@ -84,6 +84,12 @@ class Person:
                 return parse_ranking(typed, len(completions))
             except ValueError as problem:
                 print(f"  {problem}")
+
+
+def printable(text):
+    """Text without what would move the cursor or colour the terminal; lines after the first are indented."""
+    lines = ["".join(c for c in line if c.isprintable()) for line in text.strip().split("\n")]
+    return "\n     ".join(lines)
 
 
 def parse_ranking(typed, K):
