@@ -1,4 +1,4 @@
-"""Who prefers whom, and what did it cost? The paper's evaluation of all models of a run (§3.6, §4, App. D, E).
+"""Evaluate all models of a run: who prefers whom, and what did it cost (§3.6, §4, App. D, E)?
 
     python evaluate.py             # -> report.md, report.json, figures (with matplotlib)
 
@@ -29,6 +29,7 @@ from core.checkpoint import load_policy, load_scalar_model, read_checkpoint
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.output import output_folder, whole_file
+from core.ranking_metrics import mean_and_error
 from core.report import figures, markdown, summary
 from core.text import answer_logprobs, best_of_n, kl_of_answers, mean_score, respond
 from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room
@@ -65,11 +66,13 @@ FILES = {"gpt": ["base.pt"], "sft": ["sft_best.pt", "sft.pt"], "gpt_prompted": [
 
 def preference(labeler, prompt, answer, opponent):
     """Share of the two orders in which a labeler ranks `answer` over `opponent`; a tie is half. -> 0, 0.25, … 1"""
-    rank, rank_of_opponent = labeler.rank(prompt, [answer, opponent])
-    wins = 1.0 if rank < rank_of_opponent else 0.5 if rank == rank_of_opponent else 0.0
-    rank_of_opponent, rank = labeler.rank(prompt, [opponent, answer])
-    wins += 1.0 if rank < rank_of_opponent else 0.5 if rank == rank_of_opponent else 0.0
-    return wins / 2
+
+    def points(rank, rank_of_opponent):
+        return 1.0 if rank < rank_of_opponent else 0.5 if rank == rank_of_opponent else 0.0
+
+    first, second = labeler.rank(prompt, [answer, opponent])
+    second_again, first_again = labeler.rank(prompt, [opponent, answer])
+    return (points(first, second) + points(first_again, second_again)) / 2
 
 
 def win_rate(labelers, per_prompt, prompts, answers, opponents, seed):
@@ -84,10 +87,8 @@ def win_rate(labelers, per_prompt, prompts, answers, opponents, seed):
 
 def mean_and_interval(values):
     """Mean of one number per prompt and its 95 % interval -> {"mean", "low", "high", "n"}."""
-    n = len(values)
-    mean = sum(values) / n
-    error = 1.96 * math.sqrt(sum((v - mean) ** 2 for v in values) / max(n - 1, 1) / n)
-    return {"mean": mean, "low": mean - error, "high": mean + error, "n": n}
+    mean, error = mean_and_error(values)
+    return {"mean": mean, "low": mean - error, "high": mean + error, "n": len(values)}
 
 
 def gold_report(judge, records, texts):
@@ -210,7 +211,7 @@ def main(cfg):
     reward_model = load_scalar_model(out / "reward.pt", cfg, device, tokenizer_spec, sharded=False)
     block_size = models["sft"].config.block_size
     items = read_tasks(cfg, tokenizer, block_size)
-    judge, groups = load_people(cfg)
+    judge, groups = load_judge_and_labelers(cfg)
 
     # everybody answers
     prefixes = read_prefixes(cfg)
@@ -298,7 +299,7 @@ def load_models(cfg, out, device, tokenizer_spec):
     return models
 
 
-def load_people(cfg):
+def load_judge_and_labelers(cfg):
     """-> the judge, and {group: labelers}; None and {} where the data folder is not the village's."""
     if not (Path(cfg.data) / "village.json").exists():
         return None, {}

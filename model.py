@@ -1,4 +1,4 @@
-"""What is the network? GPT-2's Transformer, its scalar twin for rewards and values, and how one samples from it.
+"""The network: GPT-2's Transformer, the same with one number per token (rewards, values), log-probs, and sampling.
 
 Layout of tokens everywhere: right-padded rows [prompt, response, padding]. A causal network never looks to the right,
 so padding needs no attention mask and may hold any id. Which tokens count is said by a float `mask` that is made where
@@ -132,7 +132,7 @@ def init_weights(module, cfg):
 
 
 class GPT(nn.Module):
-    """A language model: the policy, the reference, the baselines."""
+    """A language model: the policy, the reference, the baselines. forward() gives hidden states; logits = unembed(hidden)."""
 
     kind = "policy"
 
@@ -240,16 +240,16 @@ def token_logprobs(model, tokens, mask):
     """
     assert mask[:, 0].sum() == 0, "the first token of a row has nothing before it that could predict it"
     chosen = mask.bool()
-    before = model(tokens)[:, :-1][chosen[:, 1:]]  # (N, C): hidden states one position before the chosen tokens
+    hidden = model(tokens[:, :-1])  # (B, T-1, C): state t predicts token t+1
     logprobs = torch.zeros_like(mask)
-    logprobs[chosen] = target_logprobs(model, before, tokens[chosen])
+    logprobs[chosen] = target_logprobs(model, hidden[chosen[:, 1:]], tokens[chosen])
     return logprobs
 
 
 def token_values(value_model, tokens, mask):
     """V of the state before token t was chosen, where mask[t] = 1, and 0 elsewhere. tokens, mask: (B, T) -> (B, T)."""
-    V = value_model(tokens)
-    return F.pad(V[:, :-1], (1, 0)) * mask
+    V = value_model(tokens[:, :-1])  # (B, T-1): token t+1 is chosen in state t
+    return F.pad(V, (1, 0)) * mask
 
 
 def lm_loss(model, tokens):

@@ -1,4 +1,4 @@
-"""Step 3: how does it improve? Proximal policy optimisation against the reward model, with or without pretraining mix.
+"""Step 3: proximal policy optimisation (PPO) against the reward model, with or without pretraining mix (§3.5, App. C.4).
 
     python ppo.py                       # -> ppo.pt         PPO (γ = 0)
     python ppo.py --ptx_coef 0.5        # -> ppo_ptx.pt     PPO-ptx, "InstructGPT"
@@ -19,8 +19,9 @@ A_t      advantages                           gae, whiten              ρ_t     
 G_t      returns, the value targets           gae                      β         kl_coef        shaped_rewards
 V_t      values                               score_responses          γ         ptx_coef       update_policy
 
-All arrays are (B, T), aligned with the tokens: entry t is about token t and the state before it. `mask` is 1 on response
-tokens, end-of-text included; it is made where tokens are sampled. Dropout is off everywhere, so the ratio starts at 1.
+Scores are (B,); all that is per token is (B, T), aligned with the tokens: entry t is about token t and the state before
+it. `mask` is 1 on response tokens, end-of-text included; it is made where tokens are sampled. Dropout is off everywhere,
+so the ratio starts at 1. (Log-probs are never those of the sampler, whose weights may be bfloat16.)
 
 Where the paper is silent (ours): λ, whitening, value clipping, gradient clipping, Adam ε; the EMA is per policy update,
 and the averaged weights are what is saved. γ multiplies the MEAN loss per pretraining token, so the paper's 27.8, whose
@@ -70,7 +71,7 @@ class Config(Training):
     ptx_coef: float = 0.0  # γ in Eq. 2, times the mean loss per token      paper: 0 for PPO, 27.8 for PPO-ptx
     ptx_per_episode: PositiveInt = 8  # pretraining examples per episode                    paper: 8
     ptx_window: PositiveInt = 16  # tokens of a pretraining example                         paper: silent
-    discount: Fraction = 1.0  # γ of GAE: none                                              paper: 1
+    discount: Fraction = 1.0  # γ of GAE; 1 = no discount                                   paper: 1
     lam: Fraction = 0.95  # λ of GAE                                                        paper: silent
     whiten: bool = True  # advantages to mean 0, variance 1                                 paper: silent
     clip_ratio: PositiveFloat = 0.2  # ε of the clipped policy loss                         paper: 0.2
@@ -83,7 +84,7 @@ class Config(Training):
     value_learning_rate: PositiveFloat = 5e-4  # constant                                   paper: 9e-6
     value_only_iterations: int = 2  # at the start only the value model learns              paper: silent
     max_grad_norm: PositiveFloat = 1.0  # paper: silent
-    ema: Fraction = 0.992  # of the policy weights, per update                              paper: 0.992
+    ema: Fraction = 0.992  # of the policy weights, per update; 208 updates keep 19 % of the start   paper: 0.992, 4000
     # looking at it
     sample_every: PositiveInt = 5  # iterations between samples on validation prompts
     sample_prompts: PositiveInt = 96  # how many
@@ -132,6 +133,12 @@ def whiten(x, mask):
     return (x - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
+def advantages_and_returns(rewards, values, mask, cfg):
+    """GAE, and the advantages whitened AFTER the value targets have been computed from them. (B, T) each."""
+    advantages, returns = gae(rewards, values, mask, cfg.discount, cfg.lam)
+    return whiten(advantages, mask) if cfg.whiten else advantages, returns
+
+
 def clipped_policy_loss(ratio, advantages, clip_ratio):
     """PPO's clipped objective, to be minimised, per token: max( -A ρ, -A clip(ρ, 1-ε, 1+ε) ). All (B, T)."""
     clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
@@ -155,10 +162,10 @@ def policy_learning_rate(updates, cfg):
 
 
 @torch.no_grad()
-def update_ema(average, model, decay):
-    """average ← decay · average + (1 - decay) · weights."""
+def update_ema(ema_weights, model, decay):
+    """ema_weights ← decay · ema_weights + (1 - decay) · weights."""
     for name, weight in model.state_dict().items():
-        average[name].lerp_(weight, 1 - decay)
+        ema_weights[name].lerp_(weight, 1 - decay)
 
 
 # ---------------------------------------------------------------------------------------------------- collect
@@ -179,7 +186,7 @@ def rollout(policy, prompts, eot, cfg, rng):
 
 @torch.no_grad()
 def score_responses(episodes, policy, reference, reward_model, value_model, cfg):
-    """Step 2: what everybody thinks of the responses. -> {scores (B,), logprobs, ref_logprobs, values (B, T)}"""
+    """Step 2: scores, log-probs under policy and reference, values. -> {scores (B,), logprobs, ref_logprobs, values (B, T)}"""
     scores = torch.zeros_like(episodes["mask"][:, 0])
     logprobs, ref_logprobs, values = (torch.zeros_like(episodes["mask"]) for _ in range(3))
     for rows in episodes["lengths"].argsort().chunk(4):  # similar lengths together: less padding
@@ -203,21 +210,25 @@ def select(episodes, rows):
 # ---------------------------------------------------------------------------------------------------- update
 
 
-def update_policy(policy, optimizer, average, minibatch, learning_rate, cfg):
-    """Step 5 for the policy: one optimizer step on Eq. 2, and one of the average. -> metrics
+def update_policy(policy, optimizer, ema_weights, minibatch, learning_rate, cfg):
+    """Step 5 for the policy: one optimizer step on Eq. 2, and one of the EMA. -> metrics
 
     minibatch: {name: (b,) or (b, T)}, and "pretraining" (b, examples per episode, tokens + 1) if γ is not 0.
     """
-    B, metrics = len(minibatch["mask"]), defaultdict(float)
+    b, metrics = len(minibatch["mask"]), defaultdict(float)
     n_tokens = minibatch["mask"].sum()  # of the whole minibatch: micro-batches and processes add up
-    n_ptx_tokens = B * cfg.ptx_per_episode * cfg.ptx_window
-    for rows in micro_batches(torch.arange(B), cfg):
+    n_ptx_tokens = b * cfg.ptx_per_episode * cfg.ptx_window
+    for rows in micro_batches(torch.arange(b, device=n_tokens.device), cfg):
         episodes = select(minibatch, rows)
         advantages, mask = episodes["advantages"], episodes["mask"]
         new_logprobs = token_logprobs(policy, episodes["tokens"], mask)
         logratio = new_logprobs - episodes["logprobs"]  # (b, T), 0 outside the mask
         ratio = logratio.exp()
-        loss = (clipped_policy_loss(ratio, advantages, cfg.clip_ratio) * mask).sum() / n_tokens
+
+        def mean(x):
+            return (x * mask).sum() / n_tokens  # noqa: B023
+
+        loss = mean(clipped_policy_loss(ratio, advantages, cfg.clip_ratio))
         loss.backward()
         if cfg.ptx_coef:  # the gradients of both terms add up in the same buffer (C.4)
             ptx_loss = lm_loss(policy, episodes["pretraining"].flatten(0, 1)).sum() / n_ptx_tokens
@@ -226,20 +237,20 @@ def update_policy(policy, optimizer, average, minibatch, learning_rate, cfg):
         with torch.no_grad():
             outside = ((ratio - 1).abs() > cfg.clip_ratio).float()
             metrics["policy_loss"] += loss
-            metrics["ratio"] += (ratio * mask).sum() / n_tokens
-            metrics["clip_fraction"] += (outside * mask).sum() / n_tokens
-            metrics["approx_kl"] += ((ratio - 1 - logratio) * mask).sum() / n_tokens  # of old to new, never negative
+            metrics["ratio"] += mean(ratio)
+            metrics["clip_fraction"] += mean(outside)
+            metrics["approx_kl"] += mean(ratio - 1 - logratio)  # of old to new, never negative
     metrics = all_reduce_sum(metrics)
     metrics["grad_norm"] = optimizer_step(optimizer, policy, learning_rate, cfg.max_grad_norm)
-    update_ema(average, policy, cfg.ema)
+    update_ema(ema_weights, policy, cfg.ema)
     return metrics
 
 
 def update_values(value_model, optimizer, minibatch, cfg):
     """Step 5 for the value model: one optimizer step on the clipped squared error. -> metrics"""
-    B, metrics = len(minibatch["mask"]), defaultdict(float)
+    b, metrics = len(minibatch["mask"]), defaultdict(float)
     n_tokens = minibatch["mask"].sum()
-    for rows in micro_batches(torch.arange(B), cfg):
+    for rows in micro_batches(torch.arange(b, device=n_tokens.device), cfg):
         episodes = select(minibatch, rows)
         new_values = token_values(value_model, episodes["tokens"], episodes["mask"])
         losses = clipped_value_loss(new_values, episodes["values"], episodes["returns"], cfg.clip_value)  # (b, T)
@@ -265,7 +276,7 @@ def main(cfg):
     value_model = load_scalar_model(reward, cfg, device, tokenizer_spec)  # starts from the reward model (C.4)
     policy_optimizer = adamw(policy, cfg.learning_rate)
     value_optimizer = adamw(value_model, cfg.value_learning_rate)
-    average = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    ema_weights = {key: weight.clone() for key, weight in policy.state_dict().items()}
     check_sizes(cfg, policy.config.block_size)
     prompts = read_prompts_with_room(cfg, "train", tokenizer, policy)
     prompts = [tokenizer.encode_ordinary(prompt) for prompt in prompts]
@@ -274,7 +285,12 @@ def main(cfg):
 
     log = Log(out / f"{name}.jsonl", cfg.iterations, COLUMNS, every=0)
     samples = JsonLines(out / f"{name}.samples.jsonl")
-    parts = {"policy": policy, "policy_optimizer": policy_optimizer, "average": average, "value_model": value_model}
+    parts = {
+        "policy": policy,
+        "policy_optimizer": policy_optimizer,
+        "ema_weights": ema_weights,
+        "value_model": value_model,
+    }
     parts |= {"value_optimizer": value_optimizer, "log": log, "samples": samples}
     state = TrainingState(out, name, cfg, [cfg.data, init, reward], **parts)
     if state.already_finished():
@@ -295,8 +311,8 @@ def main(cfg):
         # 3. reward
         rewards = shaped_rewards(episodes["scores"], logprobs, ref_logprobs, mask, cfg.kl_coef)
         # 4. GAE
-        advantages, episodes["returns"] = gae(rewards, episodes["values"], mask, cfg.discount, cfg.lam)
-        episodes["advantages"] = whiten(advantages, mask) if cfg.whiten else advantages
+        advantages, returns = advantages_and_returns(rewards, episodes["values"], mask, cfg)
+        episodes |= {"advantages": advantages, "returns": returns}
         if cfg.ptx_coef:  # pretraining examples beside each episode (C.4)
             rng = generator(cfg.seed, "pretraining", iteration)
             windows = corpus.windows(cfg.batch_size * cfg.ptx_per_episode, cfg.ptx_window + 1, rng)
@@ -304,15 +320,15 @@ def main(cfg):
         collected = time.time()
 
         # 5. update
-        policy_learns = iteration >= cfg.value_only_iterations
-        learning_rate = policy_learning_rate(iteration - cfg.value_only_iterations, cfg)
+        updates = iteration - cfg.value_only_iterations
+        policy_learns, learning_rate = updates >= 0, policy_learning_rate(max(updates, 0), cfg)
         policy_metrics, value_metrics = [], []
         rng = generator(cfg.seed, "minibatches", iteration)
         for _ in range(cfg.epochs):
             for rows in torch.randperm(cfg.batch_size, generator=rng).to(device).split(cfg.minibatch_size):
                 minibatch = select(episodes, rows)
                 if policy_learns:
-                    updated = update_policy(policy, policy_optimizer, average, minibatch, learning_rate, cfg)
+                    updated = update_policy(policy, policy_optimizer, ema_weights, minibatch, learning_rate, cfg)
                     policy_metrics.append(updated)
                 value_metrics.append(update_values(value_model, value_optimizer, minibatch, cfg))
 
@@ -325,7 +341,7 @@ def main(cfg):
             keep_samples(samples, iteration, policy, reference, reward_model, sample_prompts, tokenizer, cfg)
         state.save_if_due(iteration + 1)
 
-    policy.load_state_dict(average)
+    policy.load_state_dict(ema_weights)
     final_loss = corpus_loss(policy, Corpus(cfg.data, "valid"), min(128, policy.config.block_size - 1))
     require(math.isfinite(final_loss), f"the corpus loss became {final_loss}; try a smaller --learning_rate")
     print(f"corpus loss {final_loss:.3f}; saving the averaged weights")

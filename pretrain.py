@@ -1,4 +1,4 @@
-"""Step 0: what is the model before anyone asks it anything? Next-token prediction on the corpus.
+"""Step 0: train a GPT on the corpus by next-token prediction. What is it before anyone asks it anything?
 
     python pretrain.py           # -> base.pt; about 3 minutes on 2 CPU cores
 
@@ -9,6 +9,7 @@ as few-shot prompts do. An untrained model starts at ln(vocabulary): 7.2 for the
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -82,6 +83,8 @@ def main(cfg):
     optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
 
     out = output_folder(cfg.out)
+    overwrites = cfg.init and Path(cfg.init).resolve() == (out / f"{cfg.name}.pt").resolve()
+    require(not overwrites, f"--init {cfg.init}: would be overwritten; give the new model another --name")
     log_name = "pretrain" if cfg.name == "base" else cfg.name
     log = Log(out / f"{log_name}.jsonl", cfg.steps, "loss valid_loss learning_rate grad_norm")
     inputs = [cfg.data, cfg.init] if cfg.init else [cfg.data]
@@ -91,7 +94,7 @@ def main(cfg):
     first_step = state.resume()
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters / 1e6:.2f}M parameters, {len(train.ids):,} training tokens; ", end="")
-    print(f"untrained, the loss is ln {tokenizer.n_vocab:,} = {math.log(tokenizer.n_vocab):.2f}")
+    print(f"an untrained model's loss is ln {tokenizer.n_vocab:,} = {math.log(tokenizer.n_vocab):.2f}")
 
     for step in range(first_step, cfg.steps):
         model.train()

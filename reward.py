@@ -1,4 +1,4 @@
-"""Step 2: how does it learn what people prefer? A reward model is trained on rankings (§3.5, App. C.2).
+"""Step 2: train a reward model on rankings of answers (§3.5, App. C.2).
 
     python reward.py             # -> reward.pt; about 1.5 minutes on 2 CPU cores
 
@@ -8,7 +8,8 @@ or, where it has none, those that data/collect.py wrote to the run folder; it is
 Minimises  loss(θ) = -1/C(K,2) · E[ log σ( r_θ(x, y_w) - r_θ(x, y_l) ) ]                                     (Eq. 1)
 over all pairs of a prompt at once: all C(K,2) comparisons of a prompt are one batch element, which costs K forward
 passes and not C(K,2), and gives every answer one gradient per epoch. Taken apart and shuffled (--shuffle_pairs), every
-answer is seen K-1 times per epoch: the paper's model then overfitted in one, and ours fits what it has seen better too.
+answer is seen K-1 times per epoch: the paper's model then overfitted within one. The body of the model is that of PPO's
+initial policy (the paper's is a 6B GPT-3 of its own, and starting from SFT gave similar results).
 
 A model without an opinion has loss ln 2 = 0.693 and accuracy 50 %; a fresh head is near that. At the end a bias is added
 so that the labelers' demonstrations score 0 on average; differences, and so all preferences, stay as they are.
@@ -75,13 +76,13 @@ def pairwise_loss(scores, ranks):
     return (-F.logsigmoid(difference) * preferred).sum() / preferred.sum().clamp(min=1)
 
 
-def ranking_losses(model, rankings, loss=pairwise_loss):
+def ranking_losses(model, rankings):
     """Eq. 1 of each ranking; all answers of all prompts go through the model in ONE forward pass. -> (rankings,)"""
     device = model.transformer.wte.weight.device
     scores = model.score(*pad([row for ranking in rankings for row in ranking.rows], device))  # (Σ K,)
     losses = []
-    for ranking, some_scores in zip(rankings, scores.split([len(ranking.rows) for ranking in rankings])):
-        losses.append(loss(some_scores, torch.tensor(ranking.ranks, device=device)))
+    for ranking, own_scores in zip(rankings, scores.split([len(ranking.rows) for ranking in rankings])):
+        losses.append(pairwise_loss(own_scores, torch.tensor(ranking.ranks, device=device)))
     return torch.stack(losses) if losses else scores  # a process may have no ranking in this micro-batch
 
 
@@ -129,11 +130,8 @@ def single_pairs(rankings):
         for i in range(len(ranking.rows)):
             for j in range(i):
                 if ranking.ranks[i] != ranking.ranks[j]:
-                    pairs.append(
-                        ranking._replace(
-                            rows=[ranking.rows[i], ranking.rows[j]], ranks=[ranking.ranks[i], ranking.ranks[j]]
-                        )
-                    )
+                    rows, ranks = [ranking.rows[i], ranking.rows[j]], [ranking.ranks[i], ranking.ranks[j]]
+                    pairs.append(Ranking(rows, ranks, [], ranking.prompt, ranking.group))
     return pairs
 
 
@@ -162,7 +160,7 @@ def main(cfg):
     del supervised
     block_size = model.config.block_size
     train = encode_rankings([r for r in records if r["split"] == "train"], tokenizer, block_size)
-    valid = encode_rankings([r for r in records if r["split"] != "train"], tokenizer, block_size)
+    valid = encode_rankings([r for r in records if r["split"] == "valid"], tokenizer, block_size)
     require(train, f"{path}: no ranking of the training split has two answers that differ, fit and do not tie")
     require(valid, f"{path}: no ranking of the validation split is left to measure accuracy on")
 
@@ -181,7 +179,8 @@ def main(cfg):
         return
     first_step = state.resume()
     print(f"{len(records):,} rankings from {path}, {len(train):,} of them to train on, {steps} steps")
-    print_untrained(model, train)
+    if first_step == 0:
+        print_untrained(model, train)
 
     for step in range(first_step, steps):
         model.train()

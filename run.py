@@ -235,7 +235,7 @@ def remove_outputs(stage, cfg, paths, before):
     if stage.save_every:
         drop_states(cfg.out, config_of(stage, cfg, False).name or stage.name)
     if stage.name == "collect" and before:
-        for path in (*paths, Path(cfg.out) / "comparisons.partial.jsonl"):
+        for path in (*paths, Path(cfg.out) / "comparisons.partial.jsonl", Path(cfg.out) / "answers.jsonl"):
             path.unlink(missing_ok=True)
 
 

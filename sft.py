@@ -1,4 +1,4 @@
-"""Step 1: how does it imitate? Supervised fine-tuning on demonstrations (§3.5, App. C.1), and PPO's start (App. C.3).
+"""Step 1: supervised fine-tuning on demonstrations (§3.5, App. C.1), also of the model that PPO starts from (App. C.3).
 
     python sft.py                                                                # -> sft.pt
     python sft.py --name ppo_init --epochs 2 --pretrain_mix 0.1 --dropout 0 --learning_rate 1e-3
@@ -6,8 +6,8 @@
     python sft.py --epochs 0 --reward_model out/run/reward.pt                    # -> sft_best.pt
 
 Two models come of it, as in the paper: the SFT baseline, trained longer, and the model that PPO starts from, trained
-for two epochs at a higher rate, with some pretraining loss so that it forgets less. (The paper gives no dropout for that
-one, and chooses it by its loss on demonstrations and on pretraining text: without dropout both are lower.)
+for two epochs, with some pretraining loss so that it forgets less. (The paper gives no dropout for the second, and chooses
+it by its losses on demonstrations and on pretraining text, which are both lower without dropout and at a higher rate.)
 
 Minimises -log p(completion, end-of-text | prompt), averaged over the response tokens of a batch. The prompt carries no
 loss (the paper is silent; ours). The loss starts near the pretrained model's on such text, not at ln(vocabulary).
@@ -17,6 +17,7 @@ validation loss: that overfits after an epoch while people still like the later 
 this choice can be made once there is a reward model (third command).
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Config(Training):
     name: str = "sft"  # writes OUT/NAME.pt, OUT/NAME.jsonl, and NAME.epoch-N.pt per epoch
     epochs: int = 3  # passes over the demonstrations; 0 = only choose by --reward_model          paper: 16
     batch_size: PositiveInt = 32  # demonstrations per step                                       paper: 32 (175B: 8)
-    learning_rate: PositiveFloat = 4e-4  # peak, cosine to a tenth, no warm-up                    paper: 9.65e-6 (1.3B)
+    learning_rate: PositiveFloat = 4e-4  # peak, cosine to a tenth     paper, 1.3B: 9.65e-6, and 5e-6 for PPO's start
     dropout: Fraction = 0.2  # residual dropout                                                   paper: 0.2
     weight_decay: float = 0.0  # the paper is silent
     max_grad_norm: PositiveFloat = 1.0  # the paper is silent
@@ -118,7 +119,9 @@ def train(cfg, device, out):
     optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
     batches = ShuffledBatches([len(ids) for ids, _ in rows], cfg.batch_size, cfg.seed)
     steps = cfg.epochs * len(batches)
-    log = Log(out / f"{cfg.name}.jsonl", steps, "epoch loss valid_loss corpus_loss learning_rate grad_norm")
+    log = Log(
+        out / f"{cfg.name}.jsonl", steps, "epoch loss pretrain_loss valid_loss corpus_loss learning_rate grad_norm"
+    )
     state = TrainingState(out, cfg.name, cfg, [cfg.data, init], model=model, optimizer=optimizer, log=log)
     if state.already_finished():
         return
@@ -131,7 +134,7 @@ def train(cfg, device, out):
 
     for step in range(first_step, steps):
         model.train()
-        batch, metrics = [rows[i] for i in batches[step]], {"loss": 0.0}
+        batch, metrics = [rows[i] for i in batches[step]], defaultdict(float)
         n_tokens = response_tokens(batch)
         for micro_batch in micro_batches(batch, cfg):
             loss = sft_loss(model, *pad_responses(micro_batch, device)).sum() / n_tokens
@@ -143,6 +146,7 @@ def train(cfg, device, out):
             for micro_batch in micro_batches(windows, cfg):
                 loss = lm_loss(model, micro_batch).sum() / n_tokens
                 (cfg.pretrain_mix * loss).backward()
+                metrics["pretrain_loss"] += loss.detach()
         metrics = all_reduce_sum(metrics)
         metrics["learning_rate"] = cosine_to_tenth(step, steps, cfg.learning_rate)
         metrics["grad_norm"] = optimizer_step(optimizer, model, metrics["learning_rate"], cfg.max_grad_norm)
@@ -173,7 +177,7 @@ def choose_by_reward(cfg, device, out):
         model = load_policy(path, cfg, device, tokenizer_spec, sharded=False)
         room = model.config.block_size - cfg.max_new_tokens
         prompts = with_room(read_prompts(cfg.data, "valid"), tokenizer, room)[: cfg.choose_prompts]
-        scores.append(mean_reward(model, reward_model, tokenizer, [r["prompt"] for r in prompts], cfg))
+        scores.append(mean_sample_score(model, reward_model, tokenizer, [r["prompt"] for r in prompts], cfg))
         print(f"{path.name}: mean score {scores[-1]:+.3f} on {len(prompts)} validation prompts", end=", ")
         print(f"loss {read_checkpoint(path)['valid_loss']:.3f}")
     best = paths[scores.index(max(scores))]
@@ -183,7 +187,7 @@ def choose_by_reward(cfg, device, out):
     print(f"wrote {out}/{cfg.name}_best.pt, from {best.name}")
 
 
-def mean_reward(model, reward_model, tokenizer, prompts, cfg):
+def mean_sample_score(model, reward_model, tokenizer, prompts, cfg):
     """Mean reward-model score of one T = 1 sample per prompt; the same random numbers for every model."""
     sampler, rng = sampling_copy(model, cfg), generator(cfg.seed, "choose")
     answers = respond(sampler, tokenizer, prompts, cfg.max_new_tokens, generator=rng)
@@ -194,7 +198,7 @@ def mean_reward(model, reward_model, tokenizer, prompts, cfg):
 
 
 def remove_checkpoints(out, name):
-    """What an earlier run of this name left would be mistaken for this one's."""
+    """Delete the epochs of an earlier run of this name: they would be mistaken for this one's."""
     for old in (*Path(out).glob(f"{name}.epoch-*.pt"), Path(out) / f"{name}_best.pt"):
         old.unlink(missing_ok=True)
 

@@ -41,7 +41,7 @@ from core.text import score_answers
 from data.folder import read_demonstrations
 from data.village.labelers import load_labelers
 from reward import encode_rankings, normalise, ranking_losses, score_differences
-from sft import encode_demonstrations, mean_reward
+from sft import encode_demonstrations, mean_sample_score
 
 
 @dataclass
@@ -136,7 +136,7 @@ def main(cfg):
     demonstrations = encode_demonstrations(read_demonstrations(cfg.data, "train"), run.tokenizer, block_size)
     old_rankings, valid_rankings = encoded_rankings(run, block_size).values()
     rm_accuracy = accuracy(score_differences(reward_model, valid_rankings))[0]
-    start = mean_reward(policy, reward_model, run.tokenizer, valid_prompts, cfg)
+    start = mean_sample_score(policy, reward_model, run.tokenizer, valid_prompts, cfg)
     print(f"V0: validation reward {start:+.3f}, reward model right on {100 * rm_accuracy:.1f} % of validation pairs")
     best_of_columns = [f"best_of_{n}" for n in (1, 2, 4, 8, 16, 32, 64) if n <= K]
     log = run.log(cfg.rounds, " ".join([*best_of_columns, *COLUMNS]))
@@ -176,7 +176,7 @@ def main(cfg):
         rows = demonstrations + run.rows(pool)
         loss = fine_tune(policy, rows, run, rng_tune, cfg.epochs, cfg.learning_rate, cfg.batch_size)
         for name, judge in (("valid_reward", reward_model), ("valid_reward_first", first_reward_model)):
-            metrics[name] = mean_reward(policy, judge, run.tokenizer, valid_prompts, cfg)
+            metrics[name] = mean_sample_score(policy, judge, run.tokenizer, valid_prompts, cfg)
         metrics |= {"rm_accuracy": rm_accuracy, "loss": loss, "picks": len(pool), "labels": run.cost["labels"]}
         metrics |= {column: curves[-1][int(column.rsplit("_", 1)[1]) - 1] for column in best_of_columns}
         log(version, **metrics, best_of_n=curves[-1])

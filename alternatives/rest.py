@@ -42,7 +42,7 @@ from alternatives.common import CommonConfig, Run, fine_tune, rankings_of_people
 from core.config import PositiveFloat, PositiveInt, command_line, require
 from core.text import score_answers
 from data.folder import read_demonstrations
-from sft import mean_reward
+from sft import mean_sample_score
 
 
 @dataclass
@@ -127,7 +127,7 @@ def grow(run, policy, reward_model, prompts, demonstrations, rng):
 
 def validation_reward(run, policy, reward_model, prompts):
     """Mean reward of one answer per prompt at temperature 1, the same random numbers for every policy."""
-    return mean_reward(policy, reward_model, run.tokenizer, prompts, run.cfg)
+    return mean_sample_score(policy, reward_model, run.tokenizer, prompts, run.cfg)
 
 
 def improve(run, policy, reward_model, answers, scores, best, taus, valid_prompts, number=1):
@@ -188,7 +188,7 @@ def main(cfg):
         taus = [tau for tau in thresholds if cfg.percentile or tau > mean_rescaled]
         enough = taus or number > 1
         require(enough, f"--thresholds {cfg.thresholds}: none exceeds the mean reward, {mean_rescaled:.2f}")
-        run.records.write(grow=number, answers=len(answers), mean_reward=mean, mean_rescaled=mean_rescaled)
+        run.records.write(grow=number, answers=len(answers), mean_sample_score=mean, mean_rescaled=mean_rescaled)
         print(
             f"Grow {number}: {len(answers):,} answers, mean reward {mean:+.3f}, rescaled {mean_rescaled:.3f}", end="; "
         )

@@ -113,10 +113,3 @@ def number(value):
     if 99.9995 <= abs(value) < 99_999.5:
         return f"{value:,.0f}"
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
-
-
-def final_record(path):
-    """The last record of a JSON Lines file, or {} where there is none."""
-    path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}

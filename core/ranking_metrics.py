@@ -72,7 +72,7 @@ def agreement_in(records, group):
     """Mean over prompts of the agreement of the first two labelers of a group; None where no two ranked the same."""
     ranked = defaultdict(list)
     for record in records:
-        if record["split"] != "train" and record.get("group", "training") == group:
+        if record["split"] == "valid" and record.get("group", "training") == group:
             ranked[record["prompt"], tuple(record["completions"])].append(record["ranks"])
     shares = []
     for ranks in ranked.values():

@@ -37,9 +37,7 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, uniforms=None
     was_training = model.training
     model.eval()  # dropout while sampling would make the ratio on the first minibatch differ from 1
     graphs = _cuda_graphs.get(model)
-    looks_every = (
-        8 if device.type == "cuda" else 1
-    )  # steps between looks at who has ended: a GPU would have to be awaited
+    check_every = 8 if device.type == "cuda" else 1  # steps between checks who has ended: they wait for a GPU
 
     tokens = F.pad(tokens, (0, max_new_tokens), value=eot)
     cache, hidden, rows = prefill(model, prompts, max_new_tokens, graphs)  # rows: (b,) which prompt is in which row
@@ -53,7 +51,7 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, uniforms=None
         end, alive = end + 1, alive & (new != eot)
         if step + 1 == max_new_tokens:
             break
-        if (step + 1) % looks_every == 0:
+        if (step + 1) % check_every == 0:
             left = int(alive.sum())
             if left == 0:
                 break
@@ -89,7 +87,7 @@ class KVCache:
         shape = (cfg.n_layer, B, cfg.n_head, S, cfg.n_embd // cfg.n_head)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.hidden = torch.zeros(B, cfg.n_head, 1, S, device=device, dtype=dtype)  # -inf at empty slots, else 0
+        self.attn_bias = torch.zeros(B, cfg.n_head, 1, S, device=device, dtype=dtype)  # -inf at empty slots, else 0
         self.slots = torch.arange(S, device=device)
         self.rows = slice(0, B)  # rows in use
         self.slot = None  # (1,) where the new tokens of this step go
@@ -98,7 +96,7 @@ class KVCache:
     def open(self, slot):
         """The next tokens go into this slot. slot: (1,)."""
         self.slot = slot
-        self.hidden.index_fill_(3, slot, 0.0)
+        self.attn_bias.index_fill_(3, slot, 0.0)
 
     def attend(self, layer, q, k, v):
         """Keep one new token per row, and let it attend to all of its row. q, k, v: (b, H, 1, C/H) -> (b, H, 1, C/H)."""
@@ -106,9 +104,9 @@ class KVCache:
         self.v[layer, self.rows].index_copy_(2, self.slot, v)
         keys = self.k[layer, self.rows, :, : self.used].flatten(0, 1)  # (b·H, S, C/H)
         values = self.v[layer, self.rows, :, : self.used].flatten(0, 1)
-        hidden = self.hidden[self.rows, :, :, : self.used].flatten(0, 1)  # (b·H, 1, S)
+        attn_bias = self.attn_bias[self.rows, :, :, : self.used].flatten(0, 1)  # (b·H, 1, S)
         scale = q.size(-1) ** -0.5
-        logits = torch.baddbmm(hidden, q.flatten(0, 1), keys.transpose(1, 2), alpha=scale)  # (b·H, 1, S)
+        logits = torch.baddbmm(attn_bias, q.flatten(0, 1), keys.transpose(1, 2), alpha=scale)  # (b·H, 1, S)
         return torch.bmm(logits.softmax(-1).to(values.dtype), values).view_as(q)
 
     def compact(self, alive, n):
@@ -120,7 +118,7 @@ class KVCache:
         free = (~alive[:n]).nonzero().squeeze(1)[: len(moved)]
         for kept in (self.k, self.v):
             kept[:, free, :, : self.used] = kept[:, moved, :, : self.used]
-        self.hidden[free] = self.hidden[moved]
+        self.attn_bias[free] = self.attn_bias[moved]
         self.rows = slice(0, n)
         rows = torch.arange(n, device=alive.device)
         rows[free] = moved
@@ -135,9 +133,9 @@ class PrefillCache:
 
     def attend(self, layer, q, k, v):
         """q, k, v: (b, H, T, C/H) -> (b, H, T, C/H)"""
-        T = k.size(2)
-        self.cache.k[layer, self.rows, :, :T] = k.repeat_interleave(self.copies, 0)
-        self.cache.v[layer, self.rows, :, :T] = v.repeat_interleave(self.copies, 0)
+        T, n = k.size(2), self.rows.stop - self.rows.start
+        self.cache.k[layer, self.rows, :, :T] = k.repeat_interleave(self.copies, 0, output_size=n)
+        self.cache.v[layer, self.rows, :, :T] = v.repeat_interleave(self.copies, 0, output_size=n)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
@@ -171,7 +169,7 @@ def prefill(model, prompts, max_new_tokens, graphs=None):
     order = torch.tensor(order, device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)[order]
     empty = cache.slots >= lengths[:, None]  # (B, S)
-    cache.hidden[:B].zero_().masked_fill_(empty[:, None, None], -torch.inf)
+    cache.attn_bias[:B].zero_().masked_fill_(empty[:, None, None], -torch.inf)
     cache.rows, cache.used = slice(0, B), P
     return cache, torch.cat(hidden), order
 

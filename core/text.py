@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from core.config import require
 from core.sampling import generate
 from model import pad, response_mask, token_logprobs
 
@@ -74,9 +75,10 @@ def score_answers(reward_model, tokenizer, prompts, answers):
 
 
 def mean_score(reward_model, tokenizer, prompts, answers):
-    """Mean reward-model score of answers (text, ended), of those that fit the context; 0 where none does."""
+    """Mean reward-model score of answers (text, ended), of those that fit the context. Refuses if none does (BadInput)."""
     scores = [s for s in score_answers(reward_model, tokenizer, prompts, answers) if not math.isnan(s)]
-    return sum(scores) / max(len(scores), 1)
+    require(scores, "none of the answers fits into the reward model's context; use shorter prompts or answers")
+    return sum(scores) / len(scores)
 
 
 def best_of_n(reward_model, tokenizer, prompts, answers, n):

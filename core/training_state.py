@@ -19,7 +19,8 @@ from core.distributed import full_tensor, load_full_state_dict, rank, sharded_li
 from core.log import JsonLines
 from core.output import write_torch
 
-MAY_DIFFER = ("device", "threads", "save_every", "keep", "resume")  # settings that may change between save and resume
+# Settings that may change between save and resume: none of them changes what is learned.
+MAY_DIFFER = ("device", "threads", "micro_batch_size", "recompute", "compile", "save_every", "keep", "resume")
 
 
 class TrainingState:

@@ -7,8 +7,10 @@ Writes OUT/comparisons.jsonl, which reward.py trains on. Whoever implements
 
     rank(prompt, completions) -> ranks        1 = best, equal numbers = tie
 
-can be the labeler; `rate(prompt, completions) -> [1…7]` is used where it exists. Each ranking is on disk the moment it
-is made (OUT/comparisons.partial.jsonl); a collection that was interrupted goes on where it stopped.
+can be the labeler; `rate(prompt, completions) -> [1…7]` is used where it exists. The answers are sampled first, all of
+them (OUT/answers.jsonl); then each ranking is on disk the moment it is made (OUT/comparisons.partial.jsonl). Who stops, or
+is stopped, goes on there when the command is run again, and whoever has had enough types q: what there is becomes
+OUT/comparisons.jsonl.
 
 Who writes the K answers to a prompt (the paper does not say; ours): the supervised model at temperature 1, one of them
 at 1.3, and, where the data folder has few-shot prefixes, for every third prompt one by the prompted pretrained model.
@@ -19,8 +21,8 @@ are shown once.
 import json
 import os
 import random
-import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -30,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.batches import generator
 from core.checkpoint import load_policy
-from core.config import BadInput, Device, PositiveInt, Seed, command_line, require
+from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.output import output_folder
 from core.text import respond
@@ -60,18 +62,18 @@ class Quit(Exception):
 
 
 class Person:
-    """You, at the terminal."""
+    """A person who ranks at the terminal."""
 
     name, group = "person", "training"
 
     def rank(self, prompt, completions):
         """Show the prompt and its answers, and ask until a ranking comes back. None: skipped."""
-        print(f"\n{prompt.strip()}")
+        print(f"\n{printable(prompt)}")
         for number, text in enumerate(completions, 1):
-            print(f"  {number}. {text.strip()}")
+            print(f"  {number}. {printable(text)}")
         while True:
             try:
-                typed = input("best to worst, = for ties, e.g. 2 > 1 = 3 (s: skip, q: stop): ").strip()
+                typed = input("best to worst, = for ties, e.g. 2 > 1 = 3 (s: skip, q: enough): ").strip()
             except EOFError:
                 raise Quit from None
             if typed in ("s", "q"):
@@ -84,14 +86,18 @@ class Person:
                 print(f"  {problem}")
 
 
+def printable(text):
+    """Text without what would move the cursor or colour the terminal; lines after the first are indented."""
+    lines = ["".join(c for c in line if c.isprintable()) for line in text.strip().split("\n")]
+    return "\n     ".join(lines)
+
+
 def parse_ranking(typed, K):
-    """'2 > 1 = 3' -> ranks of answers 1…K: [2, 1, 2]. Raises ValueError where an answer is missing or named twice."""
-    groups = [re.findall(r"\d+", group) for group in re.split(r"[>,;]", re.sub(r"\s*=\s*", "=", typed))]
-    if len(groups) == 1:  # "2 1=3": spaces alone separate
-        groups = [group.split("=") for group in re.sub(r"\s*=\s*", "=", typed).split()]
+    """'2 > 1 = 3' -> ranks of answers 1…K: [2, 1, 2]. Raises ValueError for anything else, and if one is missing."""
+    groups = [[number.strip() for number in group.split("=")] for group in typed.split(">")]
     named = [number for group in groups for number in group]
     if sorted(named) != sorted(str(number) for number in range(1, K + 1)):
-        raise ValueError(f"name each of 1 to {K} once")
+        raise ValueError(f"name each of 1 to {K} once, with > or = between them")
     rank_of = {number: rank for rank, group in enumerate(groups, 1) for number in group}
     return [rank_of[str(number)] for number in range(1, K + 1)]
 
@@ -106,7 +112,7 @@ def load_labelers(cfg):
 
 
 def whose_turn(groups, split, rng):
-    """The labelers of one prompt: one to learn from; two of every group, so that they can be compared, to validate on."""
+    """Which labelers rank a prompt: one for training; two of every group, so that they can be compared, for validation."""
     if split == "train":
         return [rng.choice(groups["training"])]
     return [labeler for people in groups.values() for labeler in rng.sample(people, min(2, len(people)))]
@@ -134,40 +140,67 @@ def sample_answers(cfg, prompts, supervised, base, prefixes, tokenizer, rng, tor
     """K different answers to each prompt, fewer where texts repeat or are empty. -> per prompt {text: ended}"""
     answers = [{} for _ in prompts]
 
-    def ask(model, indices, temperature, prefix=lambda: "", stop=""):
-        asked = [prefix() + prompts[i] for i in indices]
+    def sample(model, indices, temperature, prefixes=("",), stop=""):
+        asked = [rng.choice(prefixes) + prompts[i] for i in indices]
         texts = respond(model, tokenizer, asked, cfg.max_new_tokens, temperature, torch_rng, stop=stop)
         for i, (text, ended) in zip(indices, texts):
             if text.strip():
                 answers[i].setdefault(text, ended)
 
     K = [rng.randint(cfg.k_min, cfg.k_max) for _ in prompts]
-    few_shot = range(0, len(prompts), 3) if prefixes else range(0)
-    ask(base, few_shot, 1.0, prefix=lambda: rng.choice(prefixes), stop="\n\n")
-    ask(supervised, range(len(prompts)), 1.3)
-    missing = [K[i] - 2 if i in few_shot else K[i] - 1 for i in range(len(prompts))]
-    ask(supervised, [i for i in range(len(prompts)) for _ in range(missing[i])], 1.0)
+    few_shot = []
+    if prefixes:
+        room = base.config.block_size - cfg.max_new_tokens - max(len(tokenizer.encode_ordinary(p)) for p in prefixes)
+        few_shot = [i for i in range(0, len(prompts), 3) if len(tokenizer.encode_ordinary(prompts[i])) <= room]
+        sample(base, few_shot, 1.0, prefixes, stop="\n\n")
+    sample(supervised, range(len(prompts)), 1.3)
+    others = Counter(few_shot)  # answers beside the one at 1.3 and those at 1
+    sample(supervised, [i for i in range(len(prompts)) for _ in range(K[i] - 1 - others[i])], 1.0)
     return answers
+
+
+def answers_to_rank(cfg, device, out, rng):
+    """Sample the answers to all prompts, validation prompts spread among the others. -> records of OUT/answers.jsonl"""
+    tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
+    path = Path(cfg.data) / "prefixes.jsonl"
+    prefixes = [record["prefix"] for _, record in read_jsonl(path)] if path.exists() else []
+
+    def load(given, default):
+        return sampling_copy(load_policy(given or out / default, cfg, device, tokenizer_spec, sharded=False), cfg)
+
+    supervised = load(cfg.supervised, "ppo_init.pt")
+    base = load(cfg.base, "base.pt") if prefixes else None
+    limit, torch_rng, records = supervised.config.block_size - cfg.max_new_tokens, generator(cfg.seed, "collect"), []
+    for split in ("train", "valid"):
+        prompts = prompts_to_rank(cfg, split, tokenizer, limit, rng)
+        answers = sample_answers(cfg, prompts, supervised, base, prefixes, tokenizer, rng, torch_rng)
+        for prompt, ended in zip(prompts, answers):
+            completions = list(ended)
+            rng.shuffle(completions)  # so that the place on the page says nothing about who wrote it
+            if len(completions) >= 2:
+                ended = [ended[text] for text in completions]
+                records.append({"prompt": prompt, "completions": completions, "ended": ended, "split": split})
+    rng.shuffle(records)  # whoever stops early has ranked some of both splits
+    return records
 
 
 # ---------------------------------------------------------------------------------------------------- writing as it goes
 
 
 class RankingsFile:
-    """OUT/comparisons.partial.jsonl, which becomes OUT/comparisons.jsonl when all prompts have been ranked."""
+    """OUT/comparisons.partial.jsonl: one ranking per line, each on the disk before the next is asked for."""
 
-    def __init__(self, out):
-        self.partial, self.whole = out / "comparisons.partial.jsonl", out / "comparisons.jsonl"
-        self.before = []  # records of an interrupted collection
-        if self.partial.exists():
-            content = self.partial.read_bytes()
+    def __init__(self, path):
+        self.path, self.before = path, []  # before: rankings of a collection that was stopped
+        if path.exists():
+            content = path.read_bytes()
             complete = content[: content.rfind(b"\n") + 1]
             if len(complete) < len(content):
-                print(f"{self.partial}: the last ranking was cut short and is asked for again")
-                os.truncate(self.partial, len(complete))
-            self.before = [record for _, record in read_jsonl(self.partial)]
-            print(f"{self.partial}: going on after {len(self.before)} rankings")
-        self.file = open(self.partial, "a", encoding="utf-8")
+                print(f"{path}: the last ranking was cut short and is asked for again")
+                os.truncate(path, len(complete))
+            self.before = [record for _, record in read_jsonl(path)]
+            print(f"{path}: going on after {len(self.before)} rankings")
+        self.file = open(path, "a", encoding="utf-8")
 
     def write(self, record):
         """Append a record; it is on the disk when this returns."""
@@ -175,76 +208,59 @@ class RankingsFile:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def finish(self, records):
-        """Write OUT/comparisons.jsonl; the partial file is not needed any more."""
-        write_jsonl(self.whole, records)
-        self.file.close()
-        self.partial.unlink()
 
-
-def rank_all(asked, groups, rankings_file, rng):
-    """Let labelers rank all answers, and write each ranking at once. asked: [(split, prompt, {text: ended})] -> records"""
+def rank_all(to_rank, groups, rankings_file, rng):
+    """Let labelers rank all answers, and write each ranking at once. -> records of comparisons.jsonl, all ranked?"""
     records, before = [], iter(rankings_file.before)
-    for split, prompt, answers in asked:
-        if len(answers) < 2:
-            continue
-        completions = list(answers)
-        rng.shuffle(completions)  # so that the place on the page says nothing about who wrote it
-        for labeler in whose_turn(groups, split, rng):
+    for answers in to_rank:
+        for labeler in whose_turn(groups, answers["split"], rng):
             record = next(before, None)
             if record is None:
                 try:
-                    record = ranking_record(labeler, split, prompt, completions, answers)
+                    record = ranking_record(labeler, answers)
                 except Quit:
-                    return records
+                    return records, False
                 rankings_file.write(record)
-            same = record["prompt"] == prompt and record["completions"] == completions
-            require(same, f"{rankings_file.partial}: of another collection; finish that one, or delete the file")
+            same = all(record[key] == answers[key] for key in ("prompt", "completions"))
+            require(same, f"{rankings_file.path}: ranks other answers than those to rank; move it away")
             if record["ranks"]:
                 records.append(record)
-    return records
+    return records, True
 
 
-def ranking_record(labeler, split, prompt, completions, answers):
+def ranking_record(labeler, answers):
     """Ask one labeler -> a record of comparisons.jsonl; with "ranks": [] if the labeler skips the prompt."""
-    record = {"prompt": prompt, "completions": completions, "ranks": labeler.rank(prompt, completions) or []}
+    prompt, completions = answers["prompt"], answers["completions"]
+    record = answers | {"ranks": labeler.rank(prompt, completions) or []}
     if hasattr(labeler, "rate"):
         record["ratings"] = labeler.rate(prompt, completions)
-    ended = [answers[text] for text in completions]
-    return record | {"labeler": labeler.name, "group": labeler.group, "split": split, "ended": ended}
+    return record | {"labeler": labeler.name, "group": labeler.group}
 
 
 def main(cfg):
-    require(cfg.k_min <= cfg.k_max, f"--k_min {cfg.k_min} --k_max {cfg.k_max}: must be 2 <= k_min <= k_max")
-    require(cfg.k_min >= 2, f"--k_min {cfg.k_min}: a ranking needs at least 2 answers")
+    require(2 <= cfg.k_min <= cfg.k_max, f"--k_min {cfg.k_min} --k_max {cfg.k_max}: must be 2 <= k_min <= k_max")
     device, out = set_up(cfg), output_folder(cfg.out)
-    whole = out / "comparisons.jsonl"
-    require(not whole.exists(), f"{whole}: is there already; move it away to collect new rankings")
-    tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
+    whole, partial, sampled = (
+        out / name for name in ("comparisons.jsonl", "comparisons.partial.jsonl", "answers.jsonl")
+    )
+    stopped = partial.exists() and sampled.exists()  # an earlier collection that has not ranked everything
+    require(stopped or not whole.exists(), f"{whole}: is there already; move it away to collect new rankings")
     groups = load_labelers(cfg)
-    path = Path(cfg.data) / "prefixes.jsonl"
-    prefixes = [record["prefix"] for _, record in read_jsonl(path)] if path.exists() else []
-    supervised_path, base_path = cfg.supervised or out / "ppo_init.pt", cfg.base or out / "base.pt"
-    supervised = sampling_copy(load_policy(supervised_path, cfg, device, tokenizer_spec, sharded=False), cfg)
-    base = sampling_copy(load_policy(base_path, cfg, device, tokenizer_spec, sharded=False), cfg) if prefixes else None
-    longest_prefix = max((len(tokenizer.encode_ordinary(prefix)) for prefix in prefixes), default=0)
-    limit = supervised.config.block_size - cfg.max_new_tokens - longest_prefix
-
-    rng, torch_rng, asked = random.Random(cfg.seed), generator(cfg.seed, "collect"), []
-    for split in ("valid", "train"):  # whoever stops early has some of both
-        prompts = prompts_to_rank(cfg, split, tokenizer, limit, rng)
-        answers = sample_answers(cfg, prompts, supervised, base, prefixes, tokenizer, rng, torch_rng)
-        asked += [(split, *pair) for pair in zip(prompts, answers)]
-    rankings_file = RankingsFile(out)
-    records = rank_all(asked, groups, rankings_file, rng)
-    if not records:
-        raise BadInput("nothing was ranked; run the command again")
-    rankings_file.finish(records)
+    if not stopped:
+        partial.unlink(missing_ok=True)
+        write_jsonl(sampled, answers_to_rank(cfg, device, out, random.Random(cfg.seed)))
+    to_rank = [record for _, record in read_jsonl(sampled)]
+    records, all_ranked = rank_all(to_rank, groups, RankingsFile(partial), random.Random(f"turns {cfg.seed}"))
+    require(records, "nothing was ranked; run the command again")
+    write_jsonl(whole, records)
+    if all_ranked:
+        partial.unlink()
+        sampled.unlink()
     mean_k = sum(len(record["completions"]) for record in records) / len(records)
     print(
-        f"collected {len(records):,} rankings of {cfg.k_min}-{cfg.k_max} answers, {mean_k:.1f} on average without those"
+        f"collected {len(records):,} rankings of up to {cfg.k_max} answers, {mean_k:.1f} on average without those that"
     )
-    print(f"that are empty or came twice -> {whole}; one of them:")
+    print(f"are empty or came twice -> {whole}; one of them:")
     for rank, text in sorted(zip(records[-1]["ranks"], records[-1]["completions"])):
         print(f"  {rank}. {text!r}")
     print(f"next: python reward.py --data {cfg.data} --out {cfg.out}")

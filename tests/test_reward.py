@@ -180,14 +180,6 @@ def test_a_process_without_a_ranking_takes_part_all_the_same():
     assert loss.item() == 0 and all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
-def test_another_loss_can_take_the_place_of_the_pairwise_one():
-    rankings = some_rankings(random.Random(1), [3, 5])
-    with torch.no_grad():
-        losses = reward.ranking_losses(make(), rankings, loss=lambda scores, ranks: (scores * ranks).sum())
-        want = [sum(s * r for s, r in zip(score_rows(make(), x.rows), x.ranks)) for x in rankings]
-    assert losses.tolist() == pytest.approx(want, rel=1e-4)
-
-
 def test_shuffled_pairs_are_all_pairs_that_do_not_tie():
     rankings = some_rankings(random.Random(3), [4, 9, 6, 5])
     pairs = reward.single_pairs(rankings)

@@ -181,11 +181,11 @@ def test_train_then_ppo_init_then_choose(data, run, tokenizer, tokenizer_spec, m
     assert any(same(best["model"], kept) for kept in weights) and math.isfinite(best["score"])
     scores, asked = iter([0.1, 0.9, 0.5]), []
 
-    def mean_reward(model, reward_model, tokenizer, prompts, cfg):
+    def mean_sample_score(model, reward_model, tokenizer, prompts, cfg):
         asked.append(prompts)
         return next(scores)
 
-    monkeypatch.setattr(sft, "mean_reward", mean_reward)
+    monkeypatch.setattr(sft, "mean_sample_score", mean_sample_score)
     sft.main(config(data, run, epochs=0, reward_model=str(run / "reward.pt"), choose_prompts=3))
     best = torch.load(run / "sft_best.pt", weights_only=True)
     assert same(best["model"], weights[1]) and best["score"] == 0.9 and best["step"] == 2 * per_epoch
@@ -199,7 +199,7 @@ def test_the_tenth_epoch_comes_after_the_ninth(data, run, monkeypatch):
         content = torch.load(run / "sft.pt", weights_only=True) | {"valid_loss": 1.0, "step": epoch}
         torch.save(content, run / f"x.epoch-{epoch}.pt")
     scores = iter([0.0, 1.0, 2.0])
-    monkeypatch.setattr(sft, "mean_reward", lambda *args: asked.append(1) or next(scores))
+    monkeypatch.setattr(sft, "mean_sample_score", lambda *args: asked.append(1) or next(scores))
     sft.main(config(data, run, name="x", epochs=0, reward_model=str(run / "reward.pt")))
     assert torch.load(run / "x_best.pt", weights_only=True)["step"] == 10 and len(asked) == 3
 
@@ -217,7 +217,7 @@ def test_reward_is_of_prompt_and_answer_as_the_reward_model_was_trained(tokenize
     monkeypatch.setattr(sft, "respond", lambda *args, **kwargs: answers)
     judge = ScalarModel(CFG)
     judge.score = score
-    mean = sft.mean_reward(make(), judge, tokenizer, prompts, sft.Config())
+    mean = sft.mean_sample_score(make(), judge, tokenizer, prompts, sft.Config())
     apart = [tokenizer.encode_ordinary(p) + tokenizer.encode_ordinary(text) for p, (text, _) in zip(prompts, answers)]
     joined = [tokenizer.encode_ordinary(p + text) for p, (text, _) in zip(prompts, answers)]
     assert apart != joined, "an example where it matters"
@@ -235,7 +235,7 @@ def test_every_epoch_is_sampled_with_the_same_random_numbers(tokenizer, monkeypa
 
     monkeypatch.setattr(sft, "respond", respond)
     for _ in range(2):
-        sft.mean_reward(
+        sft.mean_sample_score(
             make(), ScalarModel(CFG), tokenizer, ["The"], SimpleNamespace(seed=4, max_new_tokens=8, dtype="float32")
         )
     assert drawn[0] == drawn[1]

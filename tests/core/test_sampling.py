@@ -161,9 +161,9 @@ def test_compact_keeps_every_living_row_with_all_it_holds(alive, n):
     cache = KVCache(CFG, 8, 6, "cpu", torch.float32)
     cache.k.normal_()
     cache.v.normal_()
-    cache.hidden.copy_(torch.where(torch.rand_like(cache.hidden) < 0.5, 0.0, -torch.inf))
+    cache.attn_bias.copy_(torch.where(torch.rand_like(cache.attn_bias) < 0.5, 0.0, -torch.inf))
     cache.used = 6
-    before = [x.clone() for x in (cache.k, cache.v)], cache.hidden.clone()
+    before = [x.clone() for x in (cache.k, cache.v)], cache.attn_bias.clone()
     alive = torch.tensor([c == "1" for c in alive])
     kept = cache.compact(alive, n)
     assert cache.rows == slice(0, n) and len(kept) == n
@@ -171,7 +171,7 @@ def test_compact_keeps_every_living_row_with_all_it_holds(alive, n):
     assert max(Counter(kept.tolist()).values()) == 1
     for now, was in enumerate(kept.tolist()):
         assert torch.equal(cache.k[:, now], before[0][0][:, was]) and torch.equal(cache.v[:, now], before[0][1][:, was])
-        assert torch.equal(cache.hidden[now], before[1][was])
+        assert torch.equal(cache.attn_bias[now], before[1][was])
 
 
 def test_steps_of_few_shapes_on_one_cache_give_the_same_text(monkeypatch):

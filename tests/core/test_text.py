@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from small_models import make, shaken
 
 import core.text as text_file
+from core.config import BadInput
 from core.text import (
     answer_logprobs,
     best_of_n,
@@ -126,7 +127,8 @@ def test_scores_of_answers_and_their_mean(tokenizer):
     assert math.isnan(scores[3])
     mean = mean_score(model, tokenizer, prompts, answers)
     assert mean == pytest.approx((scores[0] + scores[1] + scores[2]) / 3), "what does not fit does not count"
-    assert mean_score(model, tokenizer, PROMPTS[:1], [TOO_LONG]) == 0
+    with pytest.raises(BadInput, match="none of the answers fits"):
+        mean_score(model, tokenizer, PROMPTS[:1], [TOO_LONG])
 
 
 def test_best_of_n_is_the_highest_score_that_fits(monkeypatch):

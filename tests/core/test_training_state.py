@@ -156,11 +156,12 @@ def test_other_settings_are_refused_unless_they_change_nothing(tmp_path):
     cfg = Config(save_every=2, resume=True)
     with pytest.raises(BadInput, match="x.state-4.pt.*--steps 8, not 9"):
         train(out, replace(cfg, steps=9), given)
-    with pytest.raises(BadInput, match="--recompute False, not True"):
-        train(out, replace(cfg, recompute=True), given)
+    with pytest.raises(BadInput, match="--dtype auto, not float32"):
+        train(out, replace(cfg, dtype="float32"), given)
     with pytest.raises(Killed):
-        train(out, replace(cfg, threads=1, keep=5, device="cpu"), given, killed_after=5)
-    assert set(MAY_DIFFER) == {"device", "threads", "save_every", "keep", "resume"}
+        train(out, replace(cfg, threads=1, keep=5, device="cpu", micro_batch_size=3), given, killed_after=5)
+    where_and_how = {"device", "threads", "micro_batch_size", "recompute", "compile"}
+    assert set(MAY_DIFFER) == where_and_how | {"save_every", "keep", "resume"}
 
 
 @pytest.mark.parametrize("change", ["other text", "same length", "new file", "other weights"])

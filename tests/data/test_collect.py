@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,14 +150,16 @@ def test_k_answers_per_prompt_from_whom_and_how(monkeypatch, prefixes):
     asked = asked_for_answers(monkeypatch, lambda call, i: f"text {call} {i}")
     prompts = [f"prompt {i}" for i in range(200)]
     cfg = config("", "", k_min=4, k_max=9)
-    answers = collect.sample_answers(cfg, prompts, "supervised", "base", prefixes, None, random.Random(0), None)
+    base = SimpleNamespace(config=SimpleNamespace(block_size=200))
+    words = SimpleNamespace(encode_ordinary=str.split)
+    answers = collect.sample_answers(cfg, prompts, "supervised", base, prefixes, words, random.Random(0), None)
     assert Counter(map(len, answers)).keys() == set(range(4, 10)), "K from 4 to 9"
     written = {prompt: Counter() for prompt in prompts}
     for model, some, temperature, stop in asked:
         for prompt in some:
             without = prompt.removeprefix("Say:\n\n").removeprefix("Do:\n\n")
-            assert (prompt != without) == (model == "base")
-            written[without][model, temperature, stop] += 1
+            assert (prompt != without) == (model is base)
+            written[without]["base" if model is base else model, temperature, stop] += 1
     for i, prompt in enumerate(prompts):
         few_shot = 1 if prefixes and i % 3 == 0 else 0
         want = {("supervised", 1.3, ""): 1, ("supervised", 1.0, ""): len(answers[i]) - 1 - few_shot}
@@ -164,7 +167,7 @@ def test_k_answers_per_prompt_from_whom_and_how(monkeypatch, prefixes):
     texts = [text for some in answers for text in some]
     assert len(texts) == len(set(texts)), "everybody gets the answers to the own prompt"
     if prefixes:
-        assert len({p.split("\n\n")[0] for m, some, *_ in asked if m == "base" for p in some}) == 2
+        assert len({p.split("\n\n")[0] for m, some, *_ in asked if m is base for p in some}) == 2
 
 
 def test_equal_and_empty_texts_are_left_out(monkeypatch):
@@ -174,21 +177,36 @@ def test_equal_and_empty_texts_are_left_out(monkeypatch):
     assert all(set(some) <= {"same"} for some in answers)
 
 
-def test_nothing_to_compare_is_not_asked_about(tmp_path):
-    file = collect.RankingsFile(tmp_path)
-    asked = [("train", "a", {"one": True}), ("train", "b", {}), ("train", "c", {"one": True, "two": False})]
-    records = collect.rank_all(asked, {"training": [ShorterIsBetter()]}, file, random.Random(0))
-    assert [r["prompt"] for r in records] == ["c"]
+def sampled(monkeypatch, folder, run, answers_of, prompts):
+    """answers_to_rank with answers_of(prompt) in place of the models' -> its records"""
+
+    def sample_answers(cfg, prompts, *rest):
+        return [answers_of(prompt) for prompt in prompts]
+
+    monkeypatch.setattr(collect, "sample_answers", sample_answers)
+    monkeypatch.setattr(collect, "prompts_to_rank", lambda cfg, split, *rest: [f"{split} {i}" for i in range(prompts)])
+    return collect.answers_to_rank(config(folder, run), torch.device("cpu"), run, random.Random(0))
+
+
+def test_nothing_to_compare_is_not_asked_about(monkeypatch, folder, run):
+    answers = {"train 0": {"one": True}, "train 1": {}, "train 2": {"one": True, "two": False}}
+    records = sampled(monkeypatch, folder, run, lambda prompt: answers.get(prompt, {}), 3)
+    assert [r["prompt"] for r in records] == ["train 2"]
     assert dict(zip(records[0]["completions"], records[0]["ended"])) == {"one": True, "two": False}
 
 
-def test_the_place_on_the_page_says_nothing_about_who_wrote_it(tmp_path):
-    asked = [("train", f"prompt {i}", {"hot": True, "few-shot": True, "plain": True}) for i in range(300)]
-    file = collect.RankingsFile(tmp_path)
-    records = collect.rank_all(asked, {"training": people(20, "training")}, file, random.Random(0))
-    assert len(records) == 300
-    first = Counter(r["completions"][0] for r in records)
-    assert all(70 < count < 130 for count in first.values()) and len(first) == 3
+def test_the_place_on_the_page_says_nothing_about_who_wrote_it(monkeypatch, folder, run, tmp_path):
+    answers = {"hot": True, "few-shot": True, "plain": True}
+    to_rank = sampled(monkeypatch, folder, run, lambda prompt: answers, 300)
+    assert len(to_rank) == 600
+    first = Counter(r["completions"][0] for r in to_rank)
+    assert all(150 < count < 250 for count in first.values()) and len(first) == 3
+    half = Counter(r["split"] for r in to_rank[:300])
+    assert min(half.values()) > 100, "whoever stops early has ranked some of both splits"
+    to_rank = [r for r in to_rank if r["split"] == "train"]
+    file = collect.RankingsFile(tmp_path / "partial.jsonl")
+    records, all_ranked = collect.rank_all(to_rank, {"training": people(20, "training")}, file, random.Random(0))
+    assert len(records) == 300 and all_ranked
     who = Counter(r["labeler"] for r in records)
     assert len(who) == 20 and max(who.values()) < 30, "everybody has a turn"
 
@@ -204,8 +222,10 @@ def test_a_ranking_is_on_disk_before_the_next_is_asked_for(tmp_path):
             lines.append(len(records_of(tmp_path / "comparisons.partial.jsonl")))
             return super().rank(prompt, completions)
 
-    asked = [("train", f"prompt {i}", {"one": True, "three": True}) for i in range(5)]
-    records = collect.rank_all(asked, {"training": [Looks()]}, collect.RankingsFile(tmp_path), random.Random(0))
+    answers = {"completions": ["one", "three"], "ended": [True, True], "split": "train"}
+    to_rank = [{"prompt": f"prompt {i}"} | answers for i in range(5)]
+    file = collect.RankingsFile(tmp_path / "comparisons.partial.jsonl")
+    records, _ = collect.rank_all(to_rank, {"training": [Looks()]}, file, random.Random(0))
     assert lines == [0, 1, 2, 3, 4]
     assert records_of(tmp_path / "comparisons.partial.jsonl") == records
 
@@ -258,16 +278,32 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(folder, run, monkeyp
     assert f"going on after {finished} rankings" in printed and ("cut short" in printed) == torn
 
 
-def test_rankings_of_another_collection_are_not_mixed_in(folder, run, monkeypatch):
+def test_rankings_of_other_answers_are_not_mixed_in(folder, run, monkeypatch):
     interrupted_after(monkeypatch, 4)
     with pytest.raises(Breakdown):
         collect.main(config(folder, run))
     before = (run / "comparisons.partial.jsonl").read_bytes()
-    interrupted_after(monkeypatch, 1000)
-    for changes in ({"seed": 1}, {"k_max": 9}, {"prompts": 5}):
-        with pytest.raises(BadInput, match="partial.jsonl: of another collection"):
-            collect.main(replace(config(folder, run), **changes))
+    answers = run / "answers.jsonl"
+    answers.write_text("".join(reversed(answers.read_text().splitlines(keepends=True))))
+    with pytest.raises(BadInput, match="partial.jsonl: ranks other answers"):
+        collect.main(config(folder, run))
     assert (run / "comparisons.partial.jsonl").read_bytes() == before
+
+
+def test_a_resumed_collection_ranks_the_answers_that_were_sampled(folder, run, monkeypatch):
+    """However models, seed and machine have changed meanwhile: a person's rankings are of the answers on disk."""
+    interrupted_after(monkeypatch, 4)
+    with pytest.raises(Breakdown):
+        collect.main(config(folder, run))
+    answers = records_of(run / "answers.jsonl")
+    interrupted_after(monkeypatch, 1000)
+    monkeypatch.setattr(collect, "sample_answers", lambda *args: pytest.fail("sampled again"))
+    collect.main(replace(config(folder, run), seed=1))
+    ranked = records_of(run / "comparisons.jsonl")
+    assert {r["prompt"] for r in ranked} == {r["prompt"] for r in answers}
+    by_prompt = {(r["prompt"], str(r["completions"])) for r in answers}
+    assert all((r["prompt"], str(r["completions"])) in by_prompt for r in ranked)
+    assert not (run / "answers.jsonl").exists()
 
 
 # ---------------------------------------------------------------------------------------------------- at the terminal
@@ -278,12 +314,9 @@ def test_rankings_of_another_collection_are_not_mixed_in(folder, run, monkeypatc
     [
         ("2 > 1 = 3", [2, 1, 2]),
         ("2>1=3", [2, 1, 2]),
-        ("3, 1, 2", [2, 3, 1]),
-        ("3 1 2", [2, 3, 1]),
-        ("2 1=3", [2, 1, 2]),
-        ("2 1 = 3", [2, 1, 2]),
+        (" 3 >1> 2 ", [2, 3, 1]),
         ("1=2=3", [1, 1, 1]),
-        ("3;2;1", [3, 2, 1]),
+        ("3 > 2 > 1", [3, 2, 1]),
     ],
 )
 def test_what_people_type(typed, ranks):
@@ -295,7 +328,22 @@ def test_two_digits_are_one_number():
 
 
 @pytest.mark.parametrize(
-    "typed", ["", "1", "1 > 2", "1 > 2 > 2", "1 > 2 > 3 > 4", "0 > 1 > 2", "best", "1 > 2 > 3 > 3"]
+    "typed",
+    [
+        "",
+        "1",
+        "1 > 2",
+        "1 > 2 > 2",
+        "1 > 2 > 3 > 4",
+        "0 > 1 > 2",
+        "best",
+        "1 > 2 > 3 > 3",
+        "2 > 1 3",
+        "2 1,3",
+        "2>1.3",
+        "> 2 > 1 > 3",
+        "3 1 2",
+    ],
 )
 def test_what_is_no_ranking_is_asked_again(typed, monkeypatch, capsys):
     with pytest.raises(ValueError, match="name each of 1 to 3 once"):
@@ -369,6 +417,10 @@ def test_skipping_and_stopping(by_a_person, run, monkeypatch):
     typing(monkeypatch, [lines[0], "s", "what?", lines[2], lines[3], "s", lines[5], "q", "not read any more"])
     collect.main(cfg)
     assert records_of(run / "comparisons.jsonl") == [want[0], want[2], want[3], want[5]]
+    typing(monkeypatch, lines[6:])
+    collect.main(cfg)  # who has stopped can go on
+    assert records_of(run / "comparisons.jsonl") == [want[0], want[2], want[3], *want[5:]]
+    assert not (run / "comparisons.partial.jsonl").exists()
 
 
 def test_what_was_skipped_before_a_break_is_not_asked_again(by_a_person, run, monkeypatch):
