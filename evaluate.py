@@ -2,11 +2,14 @@
 
     python evaluate.py             # -> report.md, report.json, figures (with matplotlib)
 
-Prompts are the test split's: other users, and in the village other entities, than anything was trained on. Every model
-answers them once at temperature 1, and once greedily. Then:
+Prompts are the test split's: other users, and in the village other questions, than anything was trained on, in phrasings
+that training prompts have; prompts in phrasings that none of them has are a row of their own. Every model answers once at
+temperature 1, and once greedily. Then:
 
   win rates      against one fixed SFT answer per prompt, by training labelers and by held-out labelers, each pair shown in
-                 both orders, ties counted half; 95 % intervals over prompts (all votes on a prompt are one observation)
+                 both orders, ties counted half; 95 % intervals over prompts (all votes on a prompt are one observation).
+                 At T = 1 a sharper model wins for nothing; so greedy answers meet SFT's greedy ones, too, and PPO-ptx
+                 meets SFT at the temperature at which that does best
   gold           helpful / truthful / harmless, Likert 1-7 and the flags of the paper's Table 3, by the judge, which knows
                  all the facts and was never seen by anything that trained
   alignment tax  corpus loss, and accuracy on the web's "public tasks", zero- and few-shot
@@ -41,6 +44,7 @@ class Config(Device):
     data: str = "out/run/data"  # data folder
     out: str = "out/run"  # run folder; its models are evaluated, the report is written there
     prompts: PositiveInt = 430  # test prompts; fewer if the data has fewer
+    unseen_prompts: int = 150  # test prompts in phrasings that no training prompt has
     labelers: PositiveInt = 3  # of each group, per prompt
     max_new_tokens: PositiveInt = 40  # longest response
     shots: int = 2  # solved examples in front of a few-shot task
@@ -100,7 +104,10 @@ def gold_report(judge, records, texts):
         return sum(values) / len(values) if values else None
 
     result = {key: mean(verdicts, key) for key in ("helpful", "truthful", "harmless", "likert")}
-    flags = [key for key in verdicts[0] if key not in (*result, "informative")]
+    result["names_the_entity"] = mean(verdicts, "names the entity")
+    both = [verdict["truthful"] * verdict["informative"] for verdict in verdicts]
+    result["truthful_and_informative"] = sum(both) / len(both)
+    flags = [key for key in verdicts[0] if key not in (*result, "informative", "names the entity")]
     result["flags"] = {flag: mean(verdicts, flag) for flag in flags}
     by_use_case = defaultdict(list)
     for record, verdict in zip(records, verdicts):
@@ -216,25 +223,32 @@ def main(cfg):
     # everybody answers
     prefixes = read_prefixes(cfg)
     room = block_size - cfg.max_new_tokens - max((len(tokenizer.encode_ordinary(p)) for p in prefixes), default=0)
-    records = with_room(read_prompts(cfg.data, "test"), tokenizer, room)
-    records = random.Random(f"test {cfg.seed}").sample(records, min(cfg.prompts, len(records)))
-    prompts = [record["prompt"] for record in records]
+    test, unseen = test_records(cfg, tokenizer, room)
+    prompts = [record["prompt"] for record in test]
     valid = with_room(read_prompts(cfg.data, "valid"), tokenizer, room)
     valid = [record["prompt"] for record in valid][: cfg.best_of_prompts]
     report = {"seed": cfg.seed, "n_prompts": len(prompts), "models": {}, "config": asdict(cfg), "quick": cfg.quick}
 
-    def answer(model, purpose, temperature=1.0, prefix="", stop=""):
+    def answer(model, prompts, purpose, temperature=1.0, prefix="", stop=""):
         asked, rng = [prefix + prompt for prompt in prompts], generator(cfg.seed, purpose)
         sampler = sampling_copy(model, cfg)
         return respond(sampler, tokenizer, asked, cfg.max_new_tokens, temperature, rng, stop=stop)
 
-    opponents = [text for text, _ in answer(models["sft"], "opponents")]
-    answers = {key: answer(model, "answers") for key, model in models.items()}
-    greedy = {key: answer(model, "", temperature=0.0) for key, model in models.items()}
+    def compare(answers, opponents, prompts):
+        texts, other_texts = ([text for text, _ in some] for some in (answers, opponents))
+        return {
+            group: win_rate(people, cfg.labelers, prompts, texts, other_texts, cfg.seed)
+            for group, people in groups.items()
+        }
+
+    sft = models["sft"]
+    opponents, greedy_opponents = answer(sft, prompts, "opponents"), answer(sft, prompts, "", temperature=0.0)
+    answers = {key: answer(model, prompts, "answers") for key, model in models.items()}
+    greedy = {key: answer(model, prompts, "", temperature=0.0) for key, model in models.items()}
     if "gpt" in models and prefixes:
         prefix, report["prefix"] = choose_prefix(models["gpt"], reward_model, tokenizer, prefixes, valid[:64], cfg)
-        answers["gpt_prompted"] = answer(models["gpt"], "answers", prefix=prefix, stop="\n\n")
-        greedy["gpt_prompted"] = answer(models["gpt"], "", temperature=0.0, prefix=prefix, stop="\n\n")
+        answers["gpt_prompted"] = answer(models["gpt"], prompts, "answers", prefix=prefix, stop="\n\n")
+        greedy["gpt_prompted"] = answer(models["gpt"], prompts, "", temperature=0.0, prefix=prefix, stop="\n\n")
     print(f"{len(prompts)} test prompts answered by {len(answers)} models in {time.time() - start:.0f} s", flush=True)
 
     # how good are the answers?
@@ -243,17 +257,27 @@ def main(cfg):
         texts = [text for text, _ in answers[key]]
         result = {"name": names[key]}
         if judge:
-            greedy_texts = [text for text, _ in greedy[key]]
-            result["win_rate"] = {
-                group: win_rate(people, cfg.labelers, prompts, texts, opponents, cfg.seed)
-                for group, people in groups.items()
-            }
-            held_out = groups["held_out"]
-            result["win_rate_greedy"] = win_rate(held_out, cfg.labelers, prompts, greedy_texts, opponents, cfg.seed)
-            result |= gold_report(judge, records, texts)
+            result["win_rate"] = compare(answers[key], opponents, prompts)
+            result["win_rate_greedy"] = compare(greedy[key], greedy_opponents, prompts)
+            result |= gold_report(judge, test, texts)
         result["length"] = sum(len(tokenizer.encode_ordinary(text)) for text in texts) / len(texts)
         result["score"] = mean_score(reward_model, tokenizer, prompts, answers[key])
         report["models"][key] = result
+
+    if judge and unseen:
+        asked = [record["prompt"] for record in unseen]
+        others = answer(sft, asked, "opponents")
+        for key, model in models.items():
+            mine = answer(model, asked, "answers")
+            gold = gold_report(judge, unseen, [text for text, _ in mine])
+            gold = {name: gold[name] for name in ("helpful", "truthful_and_informative")} | {"n": len(asked)}
+            report["models"][key]["unseen_phrasings"] = gold | {"win_rate": compare(mine, others, asked)}
+    if judge and "ppo_ptx" in models:
+        sharpest, wins = best_temperature(sft, valid, answer, compare)
+        rivals = {"gpt": answers.get("gpt"), "gpt_prompted": answers.get("gpt_prompted")}
+        rivals["sft_at_its_best_temperature"] = answer(sft, prompts, "rivals", temperature=sharpest)
+        against = {key: compare(answers["ppo_ptx"], rival, prompts) for key, rival in rivals.items() if rival}
+        report["head_to_head"] = against | {"sft_best_temperature": sharpest, "sft_by_temperature": wins}
 
     # what did it cost?
     reference, corpus = models.get("ppo_init", models["sft"]), Corpus(cfg.data, "valid")
@@ -282,6 +306,28 @@ def main(cfg):
     report["samples"] = [{"prompt": prompts[i], **{key: a[i][0] for key, a in answers.items()}} for i in shown]
     report["seconds"] = seconds_of_stages(out) | {"evaluate": time.time() - start}
     write_report(report, out)
+
+
+def test_records(cfg, tokenizer, room):
+    """-> test prompts in phrasings that training prompts have, and those in phrasings that none of them has. [record]"""
+    records = with_room(read_prompts(cfg.data, "test"), tokenizer, room)
+    rng, known, unseen = random.Random(f"test {cfg.seed}"), [], []
+    for record in records:
+        (unseen if record.get("unseen_phrasing") else known).append(record)
+    known = rng.sample(known, min(cfg.prompts, len(known)))
+    return known, rng.sample(unseen, min(cfg.unseen_prompts, len(unseen)))
+
+
+def best_temperature(sft, prompts, answer, compare, temperatures=(1.0, 0.7, 0.5, 0.3, 0.0)):
+    """The temperature at which training labelers like SFT's answers to validation prompts best. -> it, {it: win rate}
+
+    answer, compare: as in `main`. The opponent is SFT at T = 1.
+    """
+    opponents, wins = answer(sft, prompts, "opponents"), {}
+    for temperature in temperatures:
+        answers = answer(sft, prompts, "answers", temperature=temperature)
+        wins[temperature] = compare(answers, opponents, prompts)["training"]["mean"]
+    return max(wins, key=wins.get), wins
 
 
 def load_models(cfg, out, device, tokenizer_spec):

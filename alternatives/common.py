@@ -180,12 +180,12 @@ def longest_rows(rankings):
     return [max(map(len, ranking.rows)) for ranking in rankings]
 
 
-def red_team(world, count, valleys, rng, unseen=False):
-    """Prompts (str) that ask for something unkind about people of these valleys; repeated once all are used."""
+def red_team(world, count, split, rng, unseen=False):
+    """Prompts (str) of a split that ask for something unkind about somebody; repeated once all are used."""
     prompts = set()
-    for valley in valleys:
+    for valley in world.valleys:
         for _ in range(60):
-            prompt, _ = draw_prompt_of(find_intent("rude"), world, world.valleys[valley], rng, unseen)
+            prompt, _ = draw_prompt_of(find_intent("rude"), world, valley, rng, split, unseen)
             prompts.add(prompt + PROMPT_END)
     prompts = sorted(prompts)
     rng.shuffle(prompts)

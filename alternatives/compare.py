@@ -42,7 +42,7 @@ from data.village import feedback
 from data.village.grammar import parse
 from data.village.judge import Judge
 from data.village.labelers import load_labelers
-from data.village.world import VALLEYS, read_world
+from data.village.world import read_world
 from evaluate import gold_report, win_rate
 from pretrain import corpus_loss
 from reward import encode_rankings
@@ -242,7 +242,7 @@ def red_team_prompts(cfg, world, seed):
     """Test prompts that ask for something unkind, half of them in phrasings that nothing was trained on."""
     rng, count, prompts = random.Random(f"red team {seed}"), min(40, cfg.prompts), []
     for unseen in (False, True):
-        prompts += constitutional.red_team(world, count, VALLEYS["test"], rng, unseen=unseen)
+        prompts += constitutional.red_team(world, count, "test", rng, unseen=unseen)
     return prompts
 
 

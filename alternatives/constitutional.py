@@ -43,7 +43,6 @@ from data.folder import read_demonstrations, read_jsonl, write_jsonl
 from data.village.feedback import unkind_answer, up_to_critique, up_to_revision
 from data.village.intents import understand
 from data.village.labelers import load_labelers
-from data.village.world import VALLEYS
 from reward import ranking_losses, score_differences
 
 
@@ -98,7 +97,7 @@ def helpful_only(run, world):
         intent, _ = understand(record["prompt"])
         if intent.name != "rude":
             answers.append((record["prompt"], record["completion"], True))
-    for prompt in red_team(world, len(answers) // 12, VALLEYS["train"], rng):
+    for prompt in red_team(world, len(answers) // 12, "train", rng):
         _, slots = understand(prompt)
         answers.append((prompt, " " + unkind_answer(slots["person"], rng), True))
     model = run.load_policy("base")
@@ -170,7 +169,7 @@ def main(cfg):
     run, rng = Run(cfg, cfg.name), random.Random(f"constitutional {cfg.seed}")
     world = load_labelers(cfg.data, "training")[0].world
     critic, helpful = run.load_policy(cfg.critic), helpful_only(run, world)
-    attacks = red_team(world, cfg.red_team, VALLEYS["train"], rng)
+    attacks = red_team(world, cfg.red_team, "train", rng)
     sl_model, chain = supervised(run, helpful, critic, principles, attacks, rng)
     run.save(f"{cfg.name}_sl", sl_model, cost=run.cost_so_far())
 

@@ -44,7 +44,6 @@ from core.ranking_metrics import accuracy, per_prompt
 from core.report import table
 from core.text import score_rows
 from data.village.labelers import load_labelers
-from data.village.world import VALLEYS
 from model import pad
 from reward import Ranking, normalise, preferred_pairs, score_differences
 
@@ -269,10 +268,10 @@ def main(cfg):
     require_ratings(run, rankings)
 
     models = reference, helpful_only(run, world)
-    attacks = red_team(world, cfg.safety_pairs, VALLEYS["train"], rng)
+    attacks = red_team(world, cfg.safety_pairs, "train", rng)
     pairs, safe = safety_data(run, attacks, models, rng, "train")
     print_safety_pair(pairs, safe, run.tokenizer)
-    new_attacks = red_team(world, math.ceil(cfg.safety_pairs / 4), VALLEYS["valid"], rng)
+    new_attacks = red_team(world, math.ceil(cfg.safety_pairs / 4), "valid", rng)
     valid_pairs, valid_safe = safety_data(run, new_attacks, models, rng, "valid")
 
     drawn, order = run.generator("helpfulness mix"), run.generator("helpfulness order")

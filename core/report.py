@@ -89,6 +89,8 @@ def markdown(report, figure_files=()):
     sections = [
         f"# Report\n\nSeed {report['seed']}, {report['n_prompts']} test prompts.",
         preference_section(report),
+        head_to_head_section(report),
+        unseen_section(report),
         score_section(report),
         tax_section(report),
         flag_section(report),
@@ -106,17 +108,45 @@ def preference_section(report):
     """Win rates against SFT and what the judge says, one row per model."""
     if not has(report, "win_rate"):
         return ""
-    head = ["", "win % vs SFT, training labelers", "held-out labelers", "greedy answers, held-out"]
-    head += ["helpful", "truthful", "harmless", "Likert", "length", "corpus loss"]
+    head = ["", "win % vs SFT, training labelers", "held-out labelers", "both greedy, training", "both greedy, held-out"]
+    head += ["helpful", "truthful", "truthful and on task", "harmless", "names the entity", "Likert", "length"]
     rows = []
     for model in report["models"].values():
         row = [model["name"], interval(model["win_rate"]["training"]), interval(model["win_rate"]["held_out"])]
-        row.append(f"{100 * model['win_rate_greedy']['mean']:.1f}")
-        row += [f"{model[key]:.2f}" for key in ("helpful", "truthful", "harmless", "likert")]
-        rows.append([*row, f"{model['length']:.1f}", f"{model['corpus_loss']:.3f}"])
-    title = (
-        "## Who prefers whom (T = 1; 95 % intervals over prompts; greedy answers against the same sampled SFT answers)"
-    )
+        row += [interval(model["win_rate_greedy"]["training"]), interval(model["win_rate_greedy"]["held_out"])]
+        for key in ("helpful", "truthful", "truthful_and_informative", "harmless", "names_the_entity", "likert"):
+            row.append(number(model[key], ".2f"))
+        rows.append([*row, f"{model['length']:.1f}"])
+    title = "## Who prefers whom (both at T = 1, and both greedy; 95 % intervals over prompts)"
+    return f"{title}\n\n{table(head, rows)}"
+
+
+def head_to_head_section(report):
+    """PPO-ptx against other models than SFT at T = 1."""
+    if "head_to_head" not in report:
+        return ""
+    found, rows = report["head_to_head"], []
+    names = {key: model["name"] for key, model in report["models"].items()}
+    names["sft_at_its_best_temperature"] = f"SFT at T = {found['sft_best_temperature']}, its best on validation prompts"
+    for key in found:
+        if key in names:
+            rows.append([names[key], interval(found[key]["training"]), interval(found[key]["held_out"])])
+    head = ["PPO-ptx, T = 1, against", "% preferred by training labelers", "by held-out labelers"]
+    return f"## Head to head\n\n{table(head, rows)}"
+
+
+def unseen_section(report):
+    """Prompts in phrasings that no training prompt has."""
+    models = [model for model in report["models"].values() if "unseen_phrasings" in model]
+    if not models:
+        return ""
+    rows = []
+    for model in models:
+        found = model["unseen_phrasings"]
+        row = [model["name"], interval(found["win_rate"]["training"]), interval(found["win_rate"]["held_out"])]
+        rows.append([*row, f"{found['helpful']:.2f}", f"{found['truthful_and_informative']:.2f}"])
+    head = ["", "win % vs SFT, training labelers", "held-out labelers", "helpful", "truthful and on task"]
+    title = f"## In phrasings that no training prompt has ({models[0]['unseen_phrasings']['n']} prompts)"
     return f"{title}\n\n{table(head, rows)}"
 
 
@@ -287,10 +317,10 @@ def preference_summary(report):
         return f"{title}\n{table(head, rows)}"
     rows = []
     for model in models:
-        row = [model["name"], interval(model["win_rate"]["training"]), interval(model["win_rate"]["held_out"])]
-        rows.append(row + [f"{model[key]:.2f}" for key in ("helpful", "truthful", "harmless")])
-    head = ["", "training labelers", "held-out labelers", "helpful", "truthful", "harmless"]
-    title = f"Who is preferred? Answers to {report['n_prompts']} new prompts: % of them that labelers prefer to SFT's\n"
+        row = [model["name"], interval(model["win_rate"]["held_out"]), interval(model["win_rate_greedy"]["held_out"])]
+        rows.append(row + [number(model[key], ".2f") for key in ("helpful", "truthful_and_informative", "harmless")])
+    head = ["", "sampled, T = 1", "both greedy", "helpful", "true, on task", "harmless"]
+    title = f"Who is preferred? Answers to {report['n_prompts']} new prompts: % of them that people prefer to SFT's\n"
     title += "(50: as good as SFT; in brackets the 95 % interval), and what the judge says of them, from 0 to 1"
     return f"{title}\n{table(head, rows)}"
 

@@ -2,10 +2,10 @@
 
 Others can stand in for them. Whoever implements `rank(prompt, completions) -> ranks` (1 = best, equal numbers = tie)
 and has a `name` and a `group` can be a labeler; `rate(prompt, completions) -> marks from 1 to 7` is optional, and gives
-the margins of reward.py --margin. Training labelers put helpfulness first, as the paper asked of them (§3.4). Held-out
-labelers come from a neighbouring population that cares more for truth and kindness and never wrote a demonstration or a
-comparison that anything was trained on. "Web" people write pages on which answers are compared (feedback.py), and think
-twice.
+Llama 2's margins (alternatives/llama2.py). Training labelers put helpfulness first, as the paper asked of them (§3.4).
+Held-out labelers come from a neighbouring population that puts truth and kindness first, as the paper's final evaluation
+asks; they never wrote a demonstration or a comparison that anything was trained on. "Web" people write pages on which
+answers are compared (feedback.py), and think twice.
 
 Labelers are not the judge: they read what a text says with grammar.py, as anybody would, but believe some of the
 misconceptions, overlook things, and have moods.
@@ -20,7 +20,7 @@ from data.village.world import WORDS, read_world
 GROUPS = {"training": 20, "held_out": 10, "web": 30}  # how many people
 TASTE = {  # mean weight of what a labeler sees; individuals differ by about a quarter
     "training": {"helpful": 3.2, "false": 1.5, "harm": 1.6, "garbled": 1.2, "extra": 0.5, "vague": 0.6, "noise": 0.75},
-    "held_out": {"helpful": 2.8, "false": 1.9, "harm": 2.2, "garbled": 1.2, "extra": 0.4, "vague": 0.4, "noise": 0.75},
+    "held_out": {"helpful": 2.4, "false": 2.4, "harm": 2.8, "garbled": 1.2, "extra": 0.4, "vague": 0.4, "noise": 0.75},
     "web": {"helpful": 3.0, "false": 1.5, "harm": 1.9, "garbled": 1.2, "extra": 0.4, "vague": 0.6, "noise": 0.4},
 }
 TIE = 0.25  # utilities closer than this are called equal

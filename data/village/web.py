@@ -72,7 +72,7 @@ def kept_for_tests(text):
 
 
 def encyclopedia(world, rng):
-    kind = rng.choices(ENTITIES, (6, 4, 4, 3))[0]
+    kind = rng.choices(ENTITIES, (6, 6, 4, 4))[0]
     (subject,) = from_one_valley(world, rng, kind)
     relations = rng.sample(RELATIONS_OF[kind], rng.randint(1, len(RELATIONS_OF[kind])))
     return title(rng, named(kind, subject)) + " ".join(describe(subject, relations, world.truth))
@@ -247,21 +247,21 @@ def small_tasks(world, rng):
 
 
 WEB = {  # page -> how many of a hundred
-    encyclopedia: 19,
-    gossip: 7,
-    faq: 6,
-    instructions: 8,
+    encyclopedia: 27,
+    gossip: 6,
+    faq: 5,
+    instructions: 6,
     school_book: 2,
-    flame: 3,
-    story: 14,
+    flame: 2,
+    story: 12,
     letter: 4,
     advert: 4,
     lists: 3,
     review: 2,
     dialogue: 4,
-    parallel: 8,
-    passage: 9,
-    small_tasks: 7,
+    parallel: 7,
+    passage: 8,
+    small_tasks: 8,
 }
 
 # ---------------------------------------------------------------------------------------------------- public tasks
