@@ -172,8 +172,9 @@ def tax_section(report):
     for model in models.values():
         for shots, accuracy in model["tasks"].items():
             name = f"{model['name']}, {shots.replace('_', '-')}"
-            rows.append([name, *(percent(accuracy[task]) for task in tasks)])
-    return f"## Alignment tax: accuracy on the web's public tasks\n\n{table(['', *tasks], rows)}"
+            rows.append([name, f"{model['corpus_loss']:.3f}", *(percent(accuracy[task]) for task in tasks)])
+    head = ["", "corpus loss", *tasks]
+    return f"## Alignment tax: loss on the web, accuracy on its public tasks\n\n{table(head, rows)}"
 
 
 def task_names(models):
