@@ -32,10 +32,11 @@ from core.checkpoint import load_policy, load_scalar_model, read_checkpoint
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.output import output_folder, whole_file
-from core.ranking_metrics import mean_and_error
+from core.ranking_metrics import accuracy, differences, mean_and_error
 from core.report import figures, markdown, summary
-from core.text import answer_logprobs, best_of_n, kl_of_answers, mean_score, respond
-from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room
+from core.text import answer_logprobs, best_of_n, kl_of_answers, mean_score, respond, score_answers
+from data.folder import Corpus, load_tokenizer, read_comparisons, read_jsonl, read_prompts, with_room
+from data.village.intents import understand
 from pretrain import corpus_loss
 
 
@@ -126,6 +127,44 @@ def gold_report(judge, records, texts):
             "n": len(tricky),
         }
     return result
+
+
+# ---------------------------------------------------------------------------------------------------- the reward model
+
+
+def accuracy_of_mean_taste(labelers, rankings):
+    """How well the labelers' mean taste, without anybody's mood, orders what they ranked: no reward model can do better
+    but by chance. rankings: records of comparisons.jsonl; those of this group are looked at. -> mean, error"""
+    group, by_prompt = labelers[0].group, defaultdict(list)
+    for record in rankings:
+        if record.get("group") == group:
+            prompt, texts = record["prompt"], record["completions"]
+            liking = [sum(labeler.impression(prompt, text) for labeler in labelers) for text in texts]
+            by_prompt[prompt] += differences(liking, record["ranks"])
+    return accuracy(by_prompt.values())
+
+
+def probe_reward_model(reward_model, tokenizer, judge, prompts):
+    """How often a correct answer scores no higher than a fluent one that is about something else.
+
+    -> {"answer to another prompt", "answer about somebody else": share}; the second is a correct answer to the next
+    prompt of the same intent, the first to the next prompt of another.
+    """
+    intents = [understand(prompt)[0].name for prompt in prompts]
+    right = score_answers(reward_model, tokenizer, prompts, [(judge.good_answer(p), True) for p in prompts])
+    wrong = {"answer to another prompt": [], "answer about somebody else": []}
+    for i in range(len(prompts)):
+        later = [*range(i + 1, len(prompts)), *range(i)]
+        for kind, same_intent in zip(wrong, (False, True)):
+            j = next((j for j in later if (intents[j] == intents[i]) == same_intent), None)
+            if j is not None and judge.good_answer(prompts[j]) != judge.good_answer(prompts[i]):
+                wrong[kind].append((i, judge.good_answer(prompts[j])))
+    shares = {}
+    for kind, pairs in wrong.items():
+        scores = score_answers(reward_model, tokenizer, [prompts[i] for i, _ in pairs], [(a, True) for _, a in pairs])
+        fooled = [score >= right[i] for (i, _), score in zip(pairs, scores)]
+        shares[kind] = {"mean": sum(fooled) / max(len(fooled), 1), "n": len(fooled)}
+    return shares
 
 
 # ---------------------------------------------------------------------------------------------------- alignment tax
@@ -302,6 +341,12 @@ def main(cfg):
         curves["best_of_n"] = along_best_of_n(reference, reward_model, tokenizer, valid, judge, cfg)
         report["over_optimisation"] = curves
     report["reward_model"] = read_checkpoint(out / "reward.pt").get("results", {})
+    if judge and (out / "comparisons.jsonl").exists():
+        rankings = [r for r in read_comparisons(out / "comparisons.jsonl") if r["split"] == "valid"]
+        for group, people in groups.items():
+            if group in report["reward_model"]:
+                report["reward_model"][group]["ceiling"] = accuracy_of_mean_taste(people, rankings)
+        report["reward_model_probe"] = probe_reward_model(reward_model, tokenizer, judge, prompts)
     shown = random.Random(cfg.seed).sample(range(len(prompts)), min(6, len(prompts)))
     report["samples"] = [{"prompt": prompts[i], **{key: a[i][0] for key, a in answers.items()}} for i in shown]
     report["seconds"] = seconds_of_stages(out) | {"evaluate": time.time() - start}

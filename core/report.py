@@ -108,7 +108,13 @@ def preference_section(report):
     """Win rates against SFT and what the judge says, one row per model."""
     if not has(report, "win_rate"):
         return ""
-    head = ["", "win % vs SFT, training labelers", "held-out labelers", "both greedy, training", "both greedy, held-out"]
+    head = [
+        "",
+        "win % vs SFT, training labelers",
+        "held-out labelers",
+        "both greedy, training",
+        "both greedy, held-out",
+    ]
     head += ["helpful", "truthful", "truthful and on task", "harmless", "names the entity", "Likert", "length"]
     rows = []
     for model in report["models"].values():
@@ -223,10 +229,14 @@ def reward_model_section(report):
         row = [group, f"{100 * mean:.1f} ± {100 * error:.1f}"]
         row.append("-" if longer is None else f"{100 * longer[0]:.1f}")
         row.append("-" if agreement is None else f"{100 * agreement:.1f}")
+        row.append(f"{100 * result['ceiling'][0]:.1f}" if "ceiling" in result else "-")
         rows.append([*row, "50.0"])
     title = "## Reward model: accuracy in % of the pairs of a prompt; on new prompts, and on those it was trained on"
-    head = ["labelers", "reward model", "longer is better", "two labelers agree", "chance"]
-    return f"{title}\n\n{table(head, rows)}"
+    head = ["labelers", "reward model", "longer is better", "two labelers agree", "their mean taste", "chance"]
+    text = f"{title}\n\n{table(head, rows)}"
+    for kind, found in report.get("reward_model_probe", {}).items():
+        text += f"\n\nIt prefers a fluent {kind} to a correct one in {percent(found['mean'])} of {found['n']} cases."
+    return text
 
 
 def over_optimisation_section(report):
