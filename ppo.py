@@ -70,7 +70,7 @@ class Config(Training):
     kl_coef: float = 0.15  # β in Eq. 2                                                     paper: 0.02
     ptx_coef: float = 0.0  # γ in Eq. 2, times the mean loss per token      paper: 0 for PPO, 27.8 for PPO-ptx
     ptx_per_episode: PositiveInt = 8  # pretraining examples per episode                    paper: 8
-    ptx_window: PositiveInt = 16  # tokens of a pretraining example                         paper: silent
+    ptx_window: PositiveInt = 32  # tokens of a pretraining example                         paper: silent
     discount: Fraction = 1.0  # γ of GAE; 1 = no discount                                   paper: 1
     lam: Fraction = 0.95  # λ of GAE                                                        paper: silent
     whiten: bool = True  # advantages to mean 0, variance 1                                 paper: silent
@@ -80,11 +80,11 @@ class Config(Training):
     minibatch_size: PositiveInt = 16  # episodes per policy update                          paper: 64
     epochs: PositiveInt = 1  # passes over the collected episodes                           paper: 1
     learning_rate: PositiveFloat = 3e-4  # of the policy, constant after the warm-up  paper: 2.6e-6 to 2.6e-5 scanned
-    warmup_iterations: int = 10  # from a tenth of the learning rate                        paper: 10
+    warmup_iterations: int = 4  # from a tenth of the learning rate                        paper: 10
     value_learning_rate: PositiveFloat = 5e-4  # constant                                   paper: 9e-6
     value_only_iterations: int = 2  # at the start only the value model learns              paper: silent
     max_grad_norm: PositiveFloat = 1.0  # paper: silent
-    ema: Fraction = 0.992  # of the policy weights, per update; 208 updates keep 19 % of the start   paper: 0.992, 4000
+    ema: Fraction = 0.98  # of the policy weights, per update         paper: 0.992, over twenty times as many updates
     # looking at it
     sample_every: PositiveInt = 5  # iterations between samples on validation prompts
     sample_prompts: PositiveInt = 96  # how many

@@ -46,7 +46,7 @@ class Config(Device):
     labeler: Literal["village", "terminal"] = "village"  # who ranks: the village's simulated people, or you
     supervised: str = ""  # model that writes the answers; default: OUT/ppo_init.pt
     base: str = ""  # pretrained model, few-shot prompted for one answer of every third prompt; default: OUT/base.pt
-    prompts: PositiveInt = 3200  # rankings to collect on training prompts                     paper: 33207
+    prompts: PositiveInt = 6000  # rankings to collect on training prompts                     paper: 33207
     valid_prompts: PositiveInt = 200  # validation prompts, each ranked by two labelers of every group
     k_min: PositiveInt = 4  # fewest answers per prompt                                        paper: 4
     k_max: PositiveInt = 9  # most answers per prompt                                          paper: 9
