@@ -45,8 +45,8 @@ from core.log import JsonLines, Log
 from core.optim import adamw, optimizer_step
 from core.output import output_folder
 from core.sampling import generate
-from core.text import decode_answer
 from core.training_state import TrainingState
+from core.watch import PPO_COLUMNS, episode_metrics, keep_samples, mean_metrics
 from data.folder import Corpus, load_tokenizer, read_prompts, with_room
 from model import lm_loss, masked_mean, token_logprobs, token_values
 from pretrain import corpus_loss
@@ -283,7 +283,7 @@ def main(cfg):
     sample_prompts = read_prompts_with_room(cfg, "valid", tokenizer, policy)[: cfg.sample_prompts]
     corpus = Corpus(cfg.data, "train")
 
-    log = Log(out / f"{name}.jsonl", cfg.iterations, COLUMNS, every=0)
+    log = Log(out / f"{name}.jsonl", cfg.iterations, PPO_COLUMNS, every=0)
     samples = JsonLines(out / f"{name}.samples.jsonl")
     parts = {
         "policy": policy,
@@ -332,7 +332,7 @@ def main(cfg):
                     policy_metrics.append(updated)
                 value_metrics.append(update_values(value_model, value_optimizer, minibatch, cfg))
 
-        metrics = measure(episodes) | mean_metrics(policy_metrics) | mean_metrics(value_metrics)
+        metrics = episode_metrics(episodes) | mean_metrics(policy_metrics) | mean_metrics(value_metrics)
         if policy_learns:
             metrics |= {"first_ratio": policy_metrics[0]["ratio"], "learning_rate": learning_rate}
         metrics |= {"seconds_rollout": collected - start, "seconds_update": time.time() - collected}
@@ -350,6 +350,15 @@ def main(cfg):
     print(f"wrote {out}/{name}.pt; next: python evaluate.py --data {cfg.data} --out {cfg.out}")
 
 
+def print_plan(cfg, n_prompts):
+    updates = cfg.batch_size // cfg.minibatch_size * cfg.epochs
+    episodes, learning = cfg.iterations * cfg.batch_size, cfg.iterations - cfg.value_only_iterations
+    print(
+        f"{episodes:,} episodes on {n_prompts:,} prompts, {updates} updates per iteration; {learning * updates:,} of the"
+    )
+    print(f"policy, which waits for {cfg.value_only_iterations} iterations until the value model has learned a little")
+
+
 def check_sizes(cfg, block_size):
     """Refuse sizes that do not fit each other."""
     sizes = f"--batch_size {cfg.batch_size} must be a multiple of"
@@ -365,77 +374,6 @@ def read_prompts_with_room(cfg, split, tokenizer, policy):
     """Prompts (str) of a split that leave room for a response."""
     room = policy.config.block_size - cfg.max_new_tokens
     return [record["prompt"] for record in with_room(read_prompts(cfg.data, split), tokenizer, room)]
-
-
-# ---------------------------------------------------------------------------------------------------- looking at it
-
-COLUMNS = (
-    "score kl policy_loss value_loss first_ratio clip_fraction entropy explained_variance "
-    "length without_eot ptx_loss learning_rate seconds_rollout seconds_update"
-)
-
-
-def measure(episodes):
-    """What to watch of the collected episodes; every metric is explained in docs/reading_the_log.md. -> {name: float}"""
-    mask, logprobs = episodes["mask"], episodes["logprobs"]
-    metrics = {
-        "score": episodes["scores"].mean(),
-        "kl": ((logprobs - episodes["ref_logprobs"]) * mask).sum(1).mean(),  # nats per response
-        "entropy": -masked_mean(logprobs, mask),  # nats per token, estimated from the sampled tokens
-        "explained_variance": explained_variance(episodes["values"], episodes["returns"], mask),
-        "length": mask.sum(1).mean(),
-        "without_eot": 1 - episodes["ended"].float().mean(),
-    }
-    metrics = {name: value.item() for name, value in metrics.items()}
-    return metrics | {"distinct_2": distinct_2(episodes["tokens"], mask)}
-
-
-def mean_metrics(metrics):
-    """Means over minibatches, {} if there was none. [{name: float}] -> {name: float}"""
-    names = metrics[0] if metrics else []
-    return {name: sum(m[name] for m in metrics) / len(metrics) for name in names}
-
-
-def explained_variance(values, returns, mask):
-    """1 - Var(G - V) / Var(G): 1 is perfect, 0 no better than a constant, negative worse. (B, T) each -> scalar."""
-
-    def variance(x):
-        return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
-
-    return 1 - variance(returns - values) / variance(returns).clamp(min=1e-8)
-
-
-def distinct_2(tokens, mask):
-    """Share of different pairs of neighbouring response tokens among all such pairs of the batch."""
-    both = (mask[:, 1:] * mask[:, :-1]).bool()
-    pairs = torch.stack([tokens[:, :-1][both], tokens[:, 1:][both]], dim=1)
-    return len(pairs.unique(dim=0)) / max(len(pairs), 1)
-
-
-def print_plan(cfg, n_prompts):
-    updates = cfg.batch_size // cfg.minibatch_size * cfg.epochs
-    episodes, learning = cfg.iterations * cfg.batch_size, cfg.iterations - cfg.value_only_iterations
-    print(
-        f"{episodes:,} episodes on {n_prompts:,} prompts, {updates} updates per iteration; {learning * updates:,} of the"
-    )
-    print(f"policy, which waits for {cfg.value_only_iterations} iterations until the value model has learned a little")
-
-
-@torch.no_grad()
-def keep_samples(samples, iteration, policy, reference, reward_model, prompts, tokenizer, cfg):
-    """Answer validation prompts, keep the answers with score and KL (evaluate.py judges them), print two."""
-    ids, rng = [tokenizer.encode_ordinary(prompt) for prompt in prompts], generator(cfg.seed, "samples")
-    sampler = sampling_copy(policy, cfg)
-    tokens, lengths, mask = generate(sampler, ids, cfg.max_new_tokens, tokenizer.eot_token, generator=rng)
-    scores = reward_model.score(tokens, lengths).tolist()
-    logratio = token_logprobs(policy, tokens, mask) - token_logprobs(reference, tokens, mask)
-    kl = logratio.sum(1).tolist()
-    shown = (iteration % len(prompts), (iteration + 1) % len(prompts))
-    for i, prompt in enumerate(prompts):
-        text, _ = decode_answer(tokenizer, tokens[i, len(ids[i]) : lengths[i]].tolist())
-        samples.write(iteration=iteration, prompt=prompt, completion=text, score=scores[i], kl=kl[i])
-        if i in shown:
-            print(f"       {prompt.strip()!r} -> {text!r}  score {scores[i]:+.2f}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from core.optim import adamw, cosine_to_tenth, optimizer_step
 from core.output import output_folder
 from core.text import encode_answer, mean_score, pad_responses, respond
 from core.training_state import TrainingState
+from core.watch import print_answers, print_demonstration
 from data.folder import Corpus, load_tokenizer, read_demonstrations, read_prompts, with_room
 from model import lm_loss, token_logprobs
 from pretrain import corpus_loss
@@ -201,27 +202,6 @@ def remove_checkpoints(out, name):
     """Delete the epochs of an earlier run of this name: they would be mistaken for this one's."""
     for old in (*Path(out).glob(f"{name}.epoch-*.pt"), Path(out) / f"{name}_best.pt"):
         old.unlink(missing_ok=True)
-
-
-def print_demonstration(rows, tokenizer):
-    """Show the first demonstration; what stands after | carries the loss."""
-    ids, prompt_length = rows[0]
-    prompt, response = tokenizer.decode(ids[:prompt_length]), tokenizer.decode(ids[prompt_length:])
-    print(
-        "the first demonstration, with its loss on what stands after |:\n  "
-        + f"{prompt}|{response}".replace("\n", "\n  ")
-    )
-
-
-def print_answers(model, tokenizer, cfg, count=3):
-    """Show the model's answers to a few validation prompts."""
-    room = model.config.block_size - cfg.max_new_tokens
-    prompts = [record["prompt"] for record in read_prompts(cfg.data, "valid")]
-    prompts = [p for p in prompts if len(tokenizer.encode_ordinary(p)) <= room][:count]
-    sampler, rng = sampling_copy(model, cfg), generator(cfg.seed, "sample")
-    answers = respond(sampler, tokenizer, prompts, cfg.max_new_tokens, generator=rng)
-    for prompt, (text, _) in zip(prompts, answers):
-        print(f"  {prompt.strip()!r} -> {text!r}")
 
 
 def next_command(cfg):

@@ -43,6 +43,7 @@ from core.optim import adamw
 from core.ranking_metrics import accuracy, per_prompt
 from core.report import table
 from core.text import score_rows
+from core.watch import mean_metrics
 from data.village.labelers import load_labelers
 from model import pad
 from reward import Ranking, normalise, preferred_pairs, score_differences
@@ -347,7 +348,7 @@ def improve(run, policy, reference, helpfulness, safety, attacks, rng):
                 updated = ppo.update_policy(policy, policy_optimizer, average, minibatch, learning_rate, ppo_cfg)
                 policy_metrics.append(updated)
             value_metrics.append(ppo.update_values(value_model, value_optimizer, minibatch, ppo_cfg))
-        metrics |= ppo.mean_metrics(policy_metrics) | ppo.mean_metrics(value_metrics)
+        metrics |= mean_metrics(policy_metrics) | mean_metrics(value_metrics)
         log(iteration + 1, **metrics)
     policy.load_state_dict(average)
 

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -51,9 +52,7 @@ class Log(JsonLines):
         super().__init__(path)
         self.steps, self.columns, self.every = steps, columns.split(), every
         self.rows, self.printed_at, self.known = 0, -math.inf, set()
-        self.first = (
-            None  # (step, time) of the first record: the pace is measured from there, without the warm-up before
-        )
+        self.recent = deque()  # (step, time) of the records of the last minute: the pace is theirs
 
     def __call__(self, step, **metrics):
         """Record the metrics of a step. A NaN or an infinity stops the run (BadInput): never train on in silence."""
@@ -64,8 +63,9 @@ class Log(JsonLines):
                 raise BadInput(f"{name} became {value} at step {step}; try a smaller --learning_rate")
         self.write(step=step, **metrics)
         now, new = time.time(), set(metrics) - self.known
-        if self.first is None:
-            self.first = (step, now)
+        self.recent.append((step, now))
+        while len(self.recent) > 2 and now - self.recent[0][1] > 60:
+            self.recent.popleft()
         self.known = set(metrics)
         if new or step == self.steps or now - self.printed_at >= self.every:
             self.print_row(step, metrics)
@@ -94,8 +94,8 @@ class Log(JsonLines):
         return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
 
     def left(self, step):
-        """'m:ss' that remain at the pace since the first record; '' as long as that is all there is."""
-        first_step, first_time = self.first
+        """'m:ss' that remain at the pace of the last minute; '' at the first record, which includes the warm-up before."""
+        first_step, first_time = self.recent[0]
         if step == first_step:
             return ""
         seconds = round((time.time() - first_time) / (step - first_step) * (self.steps - step))

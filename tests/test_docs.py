@@ -16,6 +16,7 @@ import ppo
 import pretrain
 import reward
 import sft
+from core import watch
 from core.config import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,7 +247,7 @@ def test_every_metric_is_explained(data, run):
     small = {"iterations": 2, "value_only_iterations": 1, "batch_size": 4, "minibatch_size": 2, "sample_prompts": 2}
     ppo.main(ppo.Config(**shared, **small, name="rl", ptx_coef=1.0, ptx_window=4, max_new_tokens=4))
     assert keys_of(run / "rl.jsonl") - metrics_section("ppo.py") == set()
-    assert set(ppo.COLUMNS.split()) - keys_of(run / "rl.jsonl") == set()  # no column stays empty
+    assert set(watch.PPO_COLUMNS.split()) - keys_of(run / "rl.jsonl") == set()  # no column stays empty
     assert keys_of(run / "rl.samples.jsonl") - metrics_section("ppo.py") == set()
     shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 16}
     pretrain.main(pretrain.Config(**shared, **shape, name="new", steps=2, batch_size=2))

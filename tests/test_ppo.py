@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from runs import OptimizerSteps, check_resuming, copy_of, metrics_of, records_of, same, weights_of
 
 import ppo
+from core import watch
 from core.batches import generator
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import BadInput
@@ -169,7 +170,7 @@ def test_more_padding_changes_nothing():
     mask, a, b, c = masked(garbage=(0.0, 0.0, 0.0))
     wide = [torch.cat([x, torch.full((3, 4), 7.0)], dim=1) for x in (a, b, c)]
     wide_mask = torch.cat([mask, torch.zeros(3, 4)], dim=1)
-    assert ppo.explained_variance(a, b, mask) == pytest.approx(ppo.explained_variance(*wide[:2], wide_mask))
+    assert watch.explained_variance(a, b, mask) == pytest.approx(watch.explained_variance(*wide[:2], wide_mask))
     torch.testing.assert_close(ppo.whiten(a, mask), ppo.whiten(wide[0], wide_mask)[:, :6])
     torch.testing.assert_close(ppo.gae(a, b, mask, 1, 0.9)[0], ppo.gae(*wide[:2], wide_mask, 1, 0.9)[0][:, :6])
 
@@ -177,12 +178,12 @@ def test_more_padding_changes_nothing():
 def test_explained_variance():
     mask, returns, noise = masked(garbage=(99.0, 50.0))
     inside = mask == 1
-    assert ppo.explained_variance(returns, returns, mask) == pytest.approx(1)
-    assert ppo.explained_variance(torch.full_like(returns, 3.0), returns, mask) == pytest.approx(0, abs=1e-5)
-    assert ppo.explained_variance(-returns, returns, mask) == pytest.approx(-3, abs=1e-4)
+    assert watch.explained_variance(returns, returns, mask) == pytest.approx(1)
+    assert watch.explained_variance(torch.full_like(returns, 3.0), returns, mask) == pytest.approx(0, abs=1e-5)
+    assert watch.explained_variance(-returns, returns, mask) == pytest.approx(-3, abs=1e-4)
     G, V = returns[inside], noise[inside]
     want = 1 - ((G - V).var() / G.var()).item()
-    assert ppo.explained_variance(noise, returns, mask) == pytest.approx(want, abs=1e-4)
+    assert watch.explained_variance(noise, returns, mask) == pytest.approx(want, abs=1e-4)
 
 
 def test_warm_up():
@@ -211,7 +212,7 @@ def test_ema():
 def test_distinct_2():
     tokens = torch.tensor([[1, 2, 3, 2, 3, 9, 9], [7, 2, 3, 5, 9, 9, 9]])
     mask = torch.tensor([[0, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0, 0]]).float()
-    assert ppo.distinct_2(tokens, mask) == pytest.approx(3 / 5)  # 23 32 23 | 23 35: three different among five
+    assert watch.distinct_2(tokens, mask) == pytest.approx(3 / 5)  # 23 32 23 | 23 35: three different among five
 
 
 # ---------------------------------------------------------------------------------------------------- collecting
@@ -300,7 +301,7 @@ def test_selected_episodes_are_cut_to_the_longest_of_them():
 
 def test_metrics_of_the_episodes_by_hand():
     _, episodes, _ = collected()
-    metrics, kls, logprobs = ppo.measure(episodes), [], []
+    metrics, kls, logprobs = watch.episode_metrics(episodes), [], []
     for b, ts in places(episodes["mask"]):
         kls.append(sum((episodes["logprobs"][b, t] - episodes["ref_logprobs"][b, t]).item() for t in ts))
         logprobs += [episodes["logprobs"][b, t].item() for t in ts]
@@ -312,8 +313,8 @@ def test_metrics_of_the_episodes_by_hand():
 
 
 def test_means_over_minibatches():
-    assert ppo.mean_metrics([{"a": 1.0, "b": 4.0}, {"a": 2.0, "b": 0.0}]) == {"a": 1.5, "b": 2.0}
-    assert ppo.mean_metrics([]) == {}
+    assert watch.mean_metrics([{"a": 1.0, "b": 4.0}, {"a": 2.0, "b": 0.0}]) == {"a": 1.5, "b": 2.0}
+    assert watch.mean_metrics([]) == {}
 
 
 # ---------------------------------------------------------------------------------------------------- updating
@@ -500,7 +501,7 @@ def test_samples_are_kept_with_score_and_kl(tmp_path, tokenizer, tiny, capsys):
     policy, reference, reward_model = GPT(tiny).eval(), GPT(tiny).eval(), ScalarModel(tiny).eval()
     prompts, cfg = ["The cat", "A dog sat", "It is\n"], config(max_new_tokens=6)
     samples = JsonLines(tmp_path / "samples.jsonl")
-    ppo.keep_samples(samples, 4, policy, reference, reward_model, prompts, tokenizer, cfg)
+    watch.keep_samples(samples, 4, policy, reference, reward_model, prompts, tokenizer, cfg)
     ids = [tokenizer.encode_ordinary(prompt) for prompt in prompts]
     uniforms = torch.rand(6, 3, generator=generator(cfg.seed, "samples"))
     tokens, lengths, _ = generate(policy, ids, 6, tokenizer.eot_token, uniforms=uniforms)
