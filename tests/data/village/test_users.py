@@ -65,6 +65,14 @@ def test_seven_of_ten_questions_are_for_training(world):
         assert drawn[split] / total == pytest.approx(share, abs=0.03)
 
 
+def test_whom_test_prompts_are_about_training_prompts_are_about_too(world):
+    about = {split: set() for split in SPLITS}
+    for record in requests(world, random.Random(7), 12):
+        intent, slots = understand(record["prompt"])
+        about[record["split"]].add(intent.about(slots))
+    assert len(about["test"]) > 100 and len(about["test"] & about["train"]) > 0.95 * len(about["test"])
+
+
 def test_a_question_is_the_same_in_all_wordings_and_about_others_another(world, draw_prompts, question_asked):
     """The same key where the prompts' own words ask the same, and only there."""
     by_key, by_words = {}, {}
