@@ -93,7 +93,7 @@ def test_of_longer_answers_most_lack_a_sentence_and_exact_ones_none(world, draw_
         full = intent.answer(slots, world.truth, rng)
         if intent.exact:
             assert written == intent.write(full)
-        elif len(full) == 3:  # every full answer to such a prompt has three
+        elif len(full) == 3:  # stories, lists, letters: with three, whoever writes
             lacking.append(len(parse(written)) == 2)
     assert len(lacking) > 300 and 0.55 < sum(lacking) / len(lacking) < 0.69
 
