@@ -108,7 +108,13 @@ def preference_section(report):
     """Win rates against SFT and what the judge says, one row per model."""
     if not has(report, "win_rate"):
         return ""
-    head = ["", "win % vs SFT, training labelers", "held-out labelers", "both greedy, training", "both greedy, held-out"]
+    head = [
+        "",
+        "win % vs SFT, training labelers",
+        "held-out labelers",
+        "both greedy, training",
+        "both greedy, held-out",
+    ]
     head += ["helpful", "truthful", "truthful and on task", "harmless", "names the entity", "Likert", "length"]
     rows = []
     for model in report["models"].values():
