@@ -250,7 +250,7 @@ def test_every_metric_is_explained(data, run):
     assert set(watch.PPO_COLUMNS.split()) - keys_of(run / "rl.jsonl") == set()  # no column stays empty
     assert keys_of(run / "rl.samples.jsonl") - metrics_section("ppo.py") == set()
     shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 16}
-    pretrain.main(pretrain.Config(**shared, **shape, name="new", steps=2, batch_size=2))
+    pretrain.main(pretrain.Config(**shared, **shape, name="new", steps=2, batch_size=2, window=8))
     assert keys_of(run / "new.jsonl") - metrics_section("pretrain.py") == set()
 
 

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 import evaluate
 from core import text as core_text
+from data.folder import read_prompts, write_jsonl
 from model import GPT
 
 
@@ -97,7 +100,8 @@ def test_gold_report_leaves_out_what_was_not_asked():
     class Judge:
         def __call__(self, prompt, text):
             flag = None if prompt == "open" else 1.0
-            verdict = {"helpful": 1.0, "truthful": 0.0, "harmless": 1.0, "informative": 1.0, "likert": 3}
+            verdict = {"helpful": 1.0, "truthful": float(text == "y"), "harmless": 1.0, "likert": 3}
+            verdict |= {"informative": float(text != "z"), "names the entity": flag}
             return verdict | {"hallucination": flag}
 
         def is_tricky(self, prompt):
@@ -107,3 +111,154 @@ def test_gold_report_leaves_out_what_was_not_asked():
     result = evaluate.gold_report(Judge(), records, ["x", "y"])
     assert result["flags"] == {"hallucination": 1.0} and result["likert_by_use_case"] == {"a": 3.0, "b": 3.0}
     assert "misconceptions" not in result
+    assert result["names_the_entity"] == 1.0 and result["truthful"] == result["truthful_and_informative"] == 0.5
+    both = evaluate.gold_report(Judge(), records[:1] * 4, ["y", "x", "z", "y"])
+    assert both["truthful_and_informative"] == 0.5 and both["names_the_entity"] is None
+
+    class Apart(Judge):  # half is true, half is on task, and nothing both
+        def __call__(self, prompt, text):
+            return super().__call__(prompt, text) | {"informative": float(text != "y")}
+
+    apart = evaluate.gold_report(Apart(), records[:1] * 2, ["y", "x"])
+    assert apart["truthful"] == 0.5 and apart["truthful_and_informative"] == 0.0
+
+
+# ---------------------------------------------------------------------------------------------------- which prompts
+
+
+def test_prompts_in_unseen_phrasings_are_apart(tmp_path, tokenizer):
+    records = [{"prompt": f"{i}?\n", "user": "u", "split": "test", "unseen_phrasing": i % 3 == 0} for i in range(30)]
+    records += [{"prompt": f"{i} old\n", "user": "v", "split": "test"} for i in range(5)]  # does not say so
+    write_jsonl(tmp_path / "prompts.jsonl", records)
+    for seed in range(5):
+        cfg = evaluate.Config(data=str(tmp_path), prompts=12, unseen_prompts=4, seed=seed)
+        known, unseen = evaluate.test_records(cfg, tokenizer, 64)
+        assert len(known) == len({r["prompt"] for r in known}) == 12
+        assert len(unseen) == len({r["prompt"] for r in unseen}) == 4
+        assert not any(r.get("unseen_phrasing") for r in known) and all(r["unseen_phrasing"] for r in unseen)
+    known, unseen = evaluate.test_records(replace(cfg, prompts=100, unseen_prompts=100), tokenizer, 64)
+    assert len(known) == 25 and len(unseen) == 10
+    assert evaluate.test_records(replace(cfg, unseen_prompts=0), tokenizer, 64)[1] == []
+
+
+# ---------------------------------------------------------------------------------------------------- rivals
+
+
+def test_the_best_temperature_is_the_one_that_training_labelers_like_best():
+    liked = {1.0: 0.5, 0.7: 0.55, 0.5: 0.6, 0.3: 0.58, 0.0: 0.4}
+    asked = []
+
+    def answer(model, prompts, purpose, temperature=1.0):
+        asked.append((model, prompts, temperature))
+        return purpose, temperature
+
+    def compare(answers, opponents, prompts):
+        assert opponents == ("opponents", 1.0) and answers[0] != "opponents", "against another draw at T = 1"
+        mean = liked[answers[1]]
+        return {"training": {"mean": mean}, "held_out": {"mean": 1 - mean}}
+
+    best, wins = evaluate.best_temperature("sft", ["p"], answer, compare)
+    assert best == 0.5 and wins == liked
+    assert {temperature for _, _, temperature in asked} == set(liked)
+    assert all(model == "sft" and prompts == ["p"] for model, prompts, _ in asked)
+    assert evaluate.best_temperature("sft", ["p"], answer, compare, temperatures=(1.0, 0.0))[0] == 1.0
+
+
+class LikesShort:
+    """Prefers the answer with fewer letters."""
+
+    def rank(self, prompt, completions):
+        lengths = [len(completion) for completion in completions]
+        return [1 + sorted(set(lengths)).index(length) for length in lengths]
+
+
+class LikesLong(LikesShort):
+    def rank(self, prompt, completions):
+        ranks = super().rank(prompt, completions)
+        return [max(ranks) + 1 - rank for rank in ranks]
+
+
+class Letters:
+    """A judge who counts letters."""
+
+    def __call__(self, prompt, text):
+        true = float(len(text) % 2)
+        names = ("helpful", "harmless", "informative", "names the entity")
+        return {"truthful": true, "likert": 4} | dict.fromkeys(names, 1.0)
+
+    def is_tricky(self, prompt):
+        return False
+
+
+@pytest.fixture
+def evaluated(data, run, tmp_path_factory, monkeypatch):
+    """evaluated(models, labelers and judge: there or not) -> report.json of a run of these untrained models."""
+    folder = shutil.copytree(data, tmp_path_factory.mktemp("evaluated") / "data")
+    animals = ["cat", "dog", "owl", "fox", "hen", "bee"]
+    prompts = [
+        {"prompt": f"What colour is the {a}?\n", "user": "t", "split": "test", "use_case": "chat"} for a in animals
+    ]
+    for i, record in enumerate(prompts):
+        record["unseen_phrasing"] = i % 3 == 2
+    write_jsonl(folder / "prompts.jsonl", read_prompts(folder, "valid") + prompts)
+    asked = []
+
+    def respond(model, tokenizer, prompts, max_new_tokens, temperature, rng=None, stop=""):
+        """Text whose length says who answers, at which temperature, and which draw it is."""
+        draw = 0 if rng is None or temperature == 0 else rng.initial_seed() % 3
+        name = model.transformer.wte.weight[0, 0].item()
+        asked.append((name, tuple(prompts), temperature))
+        return [("x" * (1 + i + draw + round(10 * temperature) + (name != sft)), True) for i in range(len(prompts))]
+
+    sft = torch.load(run / "sft.pt", weights_only=True)["model"]["transformer.wte.weight"][0, 0].item()
+    monkeypatch.setattr(evaluate, "respond", respond)
+
+    def evaluated(*names, village=True):
+        for name in names:
+            shutil.copy(run / "ppo_init.pt", run / f"{name}.pt")
+        found = (Letters(), {"training": [LikesShort()] * 3, "held_out": [LikesLong()] * 3}) if village else (None, {})
+        monkeypatch.setattr(evaluate, "load_judge_and_labelers", lambda cfg: found)
+        monkeypatch.setattr(evaluate, "along_best_of_n", lambda *args: [])
+        cfg = evaluate.Config(data=str(folder), out=str(run), prompts=4, best_of=2, device="cpu", threads=1)
+        evaluate.main(replace(cfg, max_new_tokens=8))
+        return json.loads((run / "report.json").read_text()), asked, [r["prompt"] for r in prompts]
+
+    return evaluated
+
+
+def test_greedy_meets_greedy_and_unseen_prompts_stay_apart(evaluated):
+    """All models but SFT answer one letter longer; labelers of one group like short answers, of the other long ones."""
+    report, asked, prompts = evaluated("ppo", "ppo_ptx")
+    means = {
+        key: {group: rate["mean"] for group, rate in model["win_rate_greedy"].items()}
+        for key, model in report["models"].items()
+    }
+    assert means.pop("sft") == {"training": 0.5, "held_out": 0.5}, "the same greedy answers"
+    assert set(means) == {"gpt", "ppo_init", "ppo", "ppo_ptx"}
+    assert all(mean == {"training": 0.0, "held_out": 1.0} for mean in means.values())
+    known, unseen = [p for i, p in enumerate(prompts) if i % 3 != 2], [p for i, p in enumerate(prompts) if i % 3 == 2]
+    for model in report["models"].values():
+        assert model["win_rate"]["training"]["n"] == report["n_prompts"] == 4
+        assert model["unseen_phrasings"]["n"] == model["unseen_phrasings"]["win_rate"]["held_out"]["n"] == 2
+    sets = {frozenset(some) for _, some, _ in asked}
+    assert frozenset(known) in sets and frozenset(unseen) in sets
+    assert not [some for some in sets if some & set(known) and some & set(unseen)], "never in one sample"
+    assert {sample["prompt"] for sample in report["samples"]} <= set(known)
+
+    rivals = report["head_to_head"]
+    assert set(rivals) == {"gpt", "sft_at_its_best_temperature", "sft_best_temperature", "sft_by_temperature"}
+    assert rivals["gpt"]["training"]["mean"] == 0.5, "the same length"
+    # training labelers like short answers; all are shorter below T = 1, and of equals the nearest to it is taken
+    below = {temperature: 1.0 for temperature in ("0.7", "0.5", "0.3", "0.0")}
+    assert rivals["sft_by_temperature"] == below | {"1.0": rivals["sft_by_temperature"]["1.0"]}
+    assert rivals["sft_by_temperature"]["1.0"] < 1 and rivals["sft_best_temperature"] == 0.7
+    assert rivals["sft_at_its_best_temperature"]["training"]["mean"] == 0.0
+    assert rivals["sft_at_its_best_temperature"]["held_out"]["mean"] == 1.0
+
+
+def test_nothing_is_compared_without_labelers_or_ppo_ptx(evaluated):
+    report, _, _ = evaluated()
+    assert "head_to_head" not in report and "unseen_phrasings" in report["models"]["sft"]
+    report, _, _ = evaluated("ppo_ptx", village=False)
+    assert "head_to_head" not in report and "ppo_ptx" in report["models"]
+    assert not {"win_rate", "win_rate_greedy", "unseen_phrasings", "helpful"} & set(report["models"]["ppo_ptx"])

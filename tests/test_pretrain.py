@@ -1,7 +1,6 @@
-"""Pretraining: the loss, the windows, the learning rate, and the script from end to end."""
+"""Pretraining: the loss, the examples, the learning rate, and the script from end to end."""
 
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -59,32 +58,7 @@ def test_one_batch_overfits():
     assert loss.item() < 0.1
 
 
-# ---------------------------------------------------------------------------------------------------- windows
-
-
-def counting_corpus(folder, data, n):
-    """A corpus whose token at place i is i."""
-    shutil.copy(data / "tokenizer.json", folder)
-    np.arange(n).astype(np.uint16).tofile(folder / "corpus.train.bin")
-    return Corpus(folder, "train")
-
-
-def test_windows_are_stretches_of_the_corpus(tmp_path, data):
-    corpus = counting_corpus(tmp_path, data, 50)
-    windows = corpus.windows(2000, 8, generator(0))
-    assert windows.shape == (2000, 8) and windows.dtype == torch.int64
-    assert (windows == windows[:, :1] + torch.arange(8)).all()
-    assert set(windows[:, 0].tolist()) == set(range(43)), "every start, up to the last that fits"
-    assert torch.equal(windows, corpus.windows(2000, 8, generator(0)))
-    assert not torch.equal(windows, corpus.windows(2000, 8, generator(1)))
-    with pytest.raises(BadInput, match="fewer"):
-        corpus.windows(1, 51, generator(0))
-
-
-def test_held_out_windows_follow_each_other(tmp_path, data):
-    corpus = counting_corpus(tmp_path, data, 50)
-    assert torch.equal(corpus.consecutive(8, 100).flatten(), torch.arange(48))
-    assert torch.equal(corpus.consecutive(8, 2).flatten(), torch.arange(16))
+# ---------------------------------------------------------------------------------------------------- the corpus
 
 
 def test_big_vocabularies_take_four_bytes():
@@ -97,7 +71,7 @@ def test_corpus_loss_counts_every_token_once_and_without_dropout(data, tiny):
     model.transformer.wte.weight.data *= 20
     got = pretrain.corpus_loss(model, corpus, 8, batches=1, batch_size=5)
     assert not model.training
-    windows = corpus.consecutive(9, 5)
+    windows = corpus.fixed_windows(9, 5)
     want = sum(lm_loss(model, row[None]).mean().item() for row in windows) / 5
     assert got == pytest.approx(want, rel=1e-5)
     uneven = pretrain.corpus_loss(model, corpus, 8, batches=5, batch_size=1)  # other batches, the same five windows
@@ -133,11 +107,14 @@ def test_the_shape_of_the_model():
 
 @pytest.mark.parametrize("micro_batch_size", [0, 1, 3])
 def test_the_loop(data, tmp_path, tokenizer_spec, tiny, monkeypatch, micro_batch_size):
-    """Every step: its own windows, the gradient of their mean loss whatever the micro-batches, its learning rate."""
+    """Every step: its own examples, the gradient of their mean loss whatever the micro-batches, its learning rate.
+
+    In the third step of three the examples fill the context of 64 tokens, in the others they have 16.
+    """
     torch.manual_seed(3)
     save_checkpoint(tmp_path / "start.pt", GPT(tiny), tokenizer_spec, {}, 0)
     cfg = config(data, tmp_path, n_layer=0, n_head=0, n_embd=0, block_size=0, steps=3, learning_rate=0.01)
-    cfg = replace(cfg, name="more", init=str(tmp_path / "start.pt"), micro_batch_size=micro_batch_size)
+    cfg = replace(cfg, long_every=3, name="more", init=str(tmp_path / "start.pt"), micro_batch_size=micro_batch_size)
     steps = OptimizerSteps(monkeypatch, pretrain)
     pretrain.main(cfg)
 
@@ -145,7 +122,8 @@ def test_the_loop(data, tmp_path, tokenizer_spec, tiny, monkeypatch, micro_batch
     optimizer, corpus = adamw(model, 0.01, cfg.weight_decay), Corpus(data, "train")
     records, losses = records_of(tmp_path / "more.jsonl"), []
     for step, (_, gradients, rate) in enumerate(steps.calls):
-        windows = corpus.windows(4, 17, generator(cfg.seed, "pretraining", step))
+        count, length = [(16, 17), (16, 17), (4, 65)][step]
+        windows = corpus.windows(count, length, generator(cfg.seed, "pretraining", step))
         loss = lm_loss(model, windows).mean()
         assert_gradients(gradients, loss, model)
         loss.backward()
@@ -157,6 +135,20 @@ def test_the_loop(data, tmp_path, tokenizer_spec, tiny, monkeypatch, micro_batch
     assert len(losses) == 3 and len(set(losses)) == 3
     for name, weight in weights_of(tmp_path / "more.pt").items():
         torch.testing.assert_close(weight, model.state_dict()[name], atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("window, long_every, long", [(16, 4, (4, 8)), (16, 1, range(1, 10)), (0, 4, range(1, 10))])
+def test_every_so_many_steps_the_examples_fill_the_context(data, tmp_path, monkeypatch, window, long_every, long):
+    shapes, draw = [], Corpus.windows
+
+    def spy(corpus, *args):
+        drawn = draw(corpus, *args)
+        shapes.append(tuple(drawn.shape))
+        return drawn
+
+    monkeypatch.setattr(Corpus, "windows", spy)
+    pretrain.main(config(data, tmp_path, steps=9, batch_size=3, window=window, long_every=long_every))
+    assert shapes == [(3, 65) if step in long else (12, 17) for step in range(1, 10)], "about as many tokens"
 
 
 def test_from_end_to_end(tmp_path, data, tokenizer, tokenizer_spec, capsys):
@@ -173,8 +165,8 @@ def test_from_end_to_end(tmp_path, data, tokenizer, tokenizer_spec, capsys):
     assert all(always <= set(r) for r in records)
     assert records[0]["loss"] == pytest.approx(math.log(V), abs=0.05)
     assert records[-1]["valid_loss"] == pytest.approx(
-        pretrain.corpus_loss(model, Corpus(data, "valid"), 16, 4), abs=1e-5
-    )
+        pretrain.corpus_loss(model, Corpus(data, "valid"), 64, 4), abs=1e-5
+    ), "of examples that fill the context"
     assert "next: python sft.py" in capsys.readouterr().out
 
 
@@ -205,6 +197,7 @@ BAD = [
     ("batch_size", 0),
     ("window", -1),
     ("window", 65),
+    ("long_every", 0),
     ("eval_every", 0),
     ("dropout", 1.5),
     ("learning_rate", 0.0),

@@ -21,7 +21,7 @@ To read in this order:
 
 One grammar serves all of it: every sentence anybody can say is a template in grammar.py, so the same table writes the
 web and reads a model's answer. The ten valleys of the village are told apart by their people, animals, towns and
-things. All valleys are on the web, but prompts of the training splits speak of valleys 0-6 only, validation of valley
-7, test of valleys 8 and 9: a test prompt is about entities that no prompt of a training split is about. (Answers may
-still name them: a wrong fact is any fact, and a name for a cat is any name.)
+things; users ask about their own. What a prompt asks, whatever its wording, belongs to one split (users.py: split_of):
+nothing that is trained on, on the web or elsewhere, asks what a test or validation prompt asks. Facts about whom they
+are about are on the web, and other prompts about them in the training split.
 """

@@ -6,8 +6,9 @@
 
 Whoever asks a model to judge or to criticise (RLAIF, Constitutional AI) needs one that has read how people do it. These
 pages are what such a model reads: written by a third population of the village, who like much the same as the labelers
-but are neither they nor the judge. Like all instructions on the web they speak of valleys 0-6 only. What somebody wrote
-about an answer is the completion, what stands above it the prompt, so that a small model spends its effort on that.
+but are neither they nor the judge. Like all instructions on the web they ask what only training prompts ask. What
+somebody wrote about an answer is the completion, what stands above it the prompt, so that a small model spends its
+effort on that.
 
   comparison   a question · PROMPT · 1> answer · =1 … =9, a grade · 2> answer · =1 … =9 · Answer:1 or Answer:2
   criticism    PROMPT · > answer · a question · Critique: … · a request · Revision: …

@@ -111,7 +111,7 @@ PREFIXES = [  # GPT (prompted): written by hand for this village; each model's b
 
 
 def prefixes(world):
-    """Yield few-shot prefixes made of solved requests from a training valley, separated by blank lines."""
+    """Yield few-shot prefixes made of solved requests of the training split, separated by blank lines."""
     rng = Random("prefixes")
     for names in PREFIXES:
         solved = []

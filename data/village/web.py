@@ -22,7 +22,7 @@ from data.village.world import ENTITIES, RELATIONS, RELATIONS_OF, WORDS
 
 
 def web_page(world, rng):
-    """One document of the web. All valleys are on it; instructions with answers (rare) speak of valleys 0-6 only."""
+    """One document of the web. It speaks of everybody; its instructions ask what only training prompts ask."""
     writers, weights = zip(*WEB.items())
     return rng.choices(writers, weights)[0](world, rng)
 

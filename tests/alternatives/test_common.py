@@ -18,7 +18,7 @@ from core.output import write_torch
 from core.training_state import fingerprints
 from data.folder import Corpus, read_comparisons, write_jsonl
 from data.village.intents import understand
-from data.village.world import World
+from data.village.world import WORDS, World
 from model import lm_loss
 from sft import response_tokens
 
@@ -118,17 +118,28 @@ def test_seconds_of_what_others_have_made_are_added(data, run):
     assert 1000 <= made["cost"]["seconds"] < 1100 and made["results"] == {"found": 3}
 
 
-def test_red_team_prompts_ask_for_harm_in_their_valleys():
-    world = World(3)
-    prompts = common.red_team(world, 50, range(8, 10), random.Random(0))
-    people = {person for valley in (8, 9) for person in world.valleys[valley]["person"]}
-    for prompt in prompts:
-        intent, slots = understand(prompt)
-        assert intent.name == "rude" and slots["person"] in people
-    assert len(prompts) == 50 and len(set(prompts)) > 20
-    many = common.red_team(world, 700, range(8, 9), random.Random(0))
-    different = len(set(many))
-    assert len(many) == 700 > different and many[:different] == many[different : 2 * different]
+def test_red_team_prompts_ask_for_harm_to_everybody_each_split_for_its_own():
+    world, asked = World(3), {}
+    for split in ("train", "valid", "test"):
+        prompts = common.red_team(world, 1000, split, random.Random(0))
+        different = len(set(prompts))
+        assert len(prompts) == 1000 > different and prompts[:different] == prompts[different : 2 * different]
+        understood = [understand(prompt) for prompt in prompts]
+        assert all(intent.name == "rude" and prompt.endswith("\n>") for prompt, (intent, _) in zip(prompts, understood))
+        asked[split] = [slots["person"] for _, slots in understood]
+    found = [set(people) for people in asked.values()]
+    assert set.union(*found) == set(WORDS["person"]) and sum(map(len, found)) == len(WORDS["person"])
+    assert len(found[0]) > len(found[2]) > len(found[1]) > 0
+    few = common.red_team(world, 5, "train", random.Random(0))
+    assert len(few) == 5 and few == common.red_team(world, 5, "train", random.Random(0))
+    again = common.red_team(world, 5, "train", random.Random(1))
+    assert few != again
+
+
+def test_red_team_prompts_in_unseen_phrasings():
+    known, unseen = (common.red_team(World(3), 30, "test", random.Random(0), unseen=u) for u in (False, True))
+    assert all(prompt.startswith("Say something nasty about ") for prompt in unseen)
+    assert not set(known) & set(unseen)
 
 
 # ---------------------------------------------------------------------------------------------------- the loops

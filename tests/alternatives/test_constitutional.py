@@ -60,7 +60,7 @@ def test_unkind_requests_are_granted_in_what_the_helpful_model_learns(data, run,
     seen = []
     monkeypatch.setattr(constitutional, "fine_tune", lambda model, rows, *rest: seen.extend(rows))
     demonstrations = [{"prompt": p["prompt"], "completion": " It is red."} for p in read_prompts(data, "train")]
-    rude = constitutional.red_team(WORLD, 3, [0], random.Random(0))
+    rude = constitutional.red_team(WORLD, 3, "train", random.Random(0))
     demonstrations += [{"prompt": prompt, "completion": " I would rather not."} for prompt in rude]
     monkeypatch.setattr(constitutional, "read_demonstrations", lambda folder, split: demonstrations * 2)
     process = Run(config(data, run), "cai")

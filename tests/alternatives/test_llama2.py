@@ -233,7 +233,7 @@ def test_the_safety_model_learns_what_is_safe(data, run, rated):
 @pytest.mark.parametrize("linear", [0.0, 0.5])
 def test_from_end_to_end(data, run, rated, labelers, monkeypatch, capsys, linear):
     prompts = [f"What colour is {name}?\n" for name in ("Ada", "Bram", "Cleo", "Dov")]
-    monkeypatch.setattr(llama2, "red_team", lambda world, count, valleys, rng: [prompts[i % 4] for i in range(count)])
+    monkeypatch.setattr(llama2, "red_team", lambda world, count, split, rng: [prompts[i % 4] for i in range(count)])
 
     def helpful_only(process, world):
         process.cost["seconds"] += 1000.0

@@ -28,8 +28,12 @@ def fake_report(names=SIX, village=True):
             model["kl"] = rng.uniform(0, 3)
         if village:
             model["win_rate"] = {group: rate(0.2 + 0.05 * i + 0.1 * rng.random()) for group in ("training", "held_out")}
-            model["win_rate_greedy"] = rate(rng.uniform(0.2, 0.7))
-            model |= {key: rng.random() for key in ("helpful", "truthful", "harmless")}
+            model["win_rate_greedy"] = {group: rate(rng.uniform(0.2, 0.7)) for group in ("training", "held_out")}
+            judged = ("helpful", "truthful", "truthful_and_informative", "harmless", "names_the_entity")
+            model |= {key: rng.random() for key in judged}
+            if key != "gpt_prompted":
+                unseen = {"helpful": rng.random(), "truthful_and_informative": rng.random(), "n": 150}
+                model["unseen_phrasings"] = unseen | {"win_rate": model["win_rate"]}
             model["likert"] = rng.uniform(1, 7)
             model["flags"] = {"fails the task": rng.random(), "satisfies the constraint": None}
             model["likert_by_use_case"] = {case: rng.uniform(1, 7) for case in ("brainstorming", "open qa")}
@@ -58,6 +62,10 @@ def fake_report(names=SIX, village=True):
             {"n": n, "sqrt_kl": 0.3 * i, "score": 0.3 * i, "gold": 3 + 0.1 * i} for i, n in enumerate((1, 2, 4, 8))
         ]
         report["over_optimisation"] = curves | {"best_of_n": points}
+        if "ppo_ptx" in names:
+            rivals = {key: model["win_rate"] for key, model in models.items() if key.startswith("gpt")}
+            rivals["sft_at_its_best_temperature"] = models["ppo_ptx"]["win_rate"]
+            report["head_to_head"] = rivals | {"sft_best_temperature": 0.3, "sft_by_temperature": {"0.3": 0.6}}
     return report
 
 
@@ -107,13 +115,19 @@ def test_every_number_lands_in_its_cell():
     report = fake_report()
     ppo = report["models"]["ppo"]
     ppo["win_rate"] = {"training": rate(0.607, 0.031), "held_out": rate(0.5, 0.25)}
-    ppo["win_rate_greedy"] = rate(0.625)
-    ppo |= {"helpful": 0.355, "truthful": 0.25, "harmless": 1.0, "likert": 3.5, "length": 11.94, "corpus_loss": 0.9305}
+    ppo["win_rate_greedy"] = {"training": rate(0.625, 0.025), "held_out": rate(0.4, 0.1)}
+    ppo |= {"helpful": 0.355, "truthful": 0.25, "truthful_and_informative": 0.125, "harmless": 1.0}
+    ppo |= {"names_the_entity": 0.75, "likert": 3.5, "length": 11.94, "corpus_loss": 0.9305}
     ppo["tasks"]["few_shot"] = dict(zip(TASKS, (0, 0.5, 1, 0.254, 0.256)))
-    want = ["PPO", "60.7 [57.6, 63.8]", "50.0 [25.0, 75.0]", "62.5", "0.35", "0.25", "1.00", "3.50", "11.9", "0.930"]
+    want = ["PPO", "60.7 [57.6, 63.8]", "50.0 [25.0, 75.0]", "62.5 [60.0, 65.0]", "40.0 [30.0, 50.0]"]
+    want += ["0.35", "0.25", "0.12", "1.00", "0.75", "3.50", "11.9"]
     assert cells(reporting.preference_section(report), "PPO") == want
+    assert len(cells(reporting.preference_section(report), "")) == len(want), "a heading for each"
+    ppo["names_the_entity"] = None  # no prompt asks for it
+    assert cells(reporting.preference_section(report), "PPO")[9] == "-"
     assert cells(reporting.tax_section(report), "PPO, few-shot") == [
         "PPO, few-shot",
+        "0.930",
         "0 %",
         "50 %",
         "100 %",
@@ -136,6 +150,43 @@ def test_every_number_lands_in_its_cell():
     assert cells(people, "trained on") == ["trained on", "80.1 ± 1.2", "-", "-", "50.0"]
     assert cells(people, "training") == ["training", "67.3 ± 2.4", "48.3", "75.0", "50.0"]
     assert cells(reporting.seconds_section(report), "total") == ["total", "241"]
+
+
+def test_who_meets_whom():
+    report = fake_report()
+    met = report["head_to_head"]
+    met["gpt"] = {"training": rate(0.9, 0.05), "held_out": rate(0.8, 0.1)}
+    met["sft_at_its_best_temperature"] = {"training": rate(0.5, 0.125), "held_out": rate(0.6, 0.05)}
+    text = reporting.head_to_head_section(report)
+    assert cells(text, "GPT") == ["GPT", "90.0 [85.0, 95.0]", "80.0 [70.0, 90.0]"]
+    sft = "SFT at T = 0.3, its best on validation prompts"
+    assert cells(text, sft) == [sft, "50.0 [37.5, 62.5]", "60.0 [55.0, 65.0]"]
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 1 + 3, "heading, line, GPT twice and SFT, and nothing else"
+
+
+def test_unseen_phrasings_have_a_section_of_their_own():
+    report = fake_report()
+    found = {"helpful": 0.375, "truthful_and_informative": 0.625, "n": 77}
+    found["win_rate"] = {"training": rate(0.5, 0.25), "held_out": rate(0.7, 0.1)}
+    for model in report["models"].values():
+        if "unseen_phrasings" in model:
+            model["unseen_phrasings"] = found
+    text = reporting.unseen_section(report)
+    assert cells(text, "PPO") == ["PPO", "50.0 [25.0, 75.0]", "70.0 [60.0, 80.0]", "0.38", "0.62"]
+    assert "(77 prompts)" in text.splitlines()[0] and "GPT (prompted)" not in text
+    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 2 + 5
+
+
+@pytest.mark.parametrize("missing", ["head_to_head", "unseen_phrasings"])
+def test_sections_of_what_was_not_measured_are_not_there(missing):
+    report = fake_report()
+    report.pop(missing, None)
+    for model in report["models"].values():
+        model.pop(missing, None)
+    text = reporting.markdown(report)
+    assert ("## Head to head" in text) == (missing != "head_to_head")
+    assert ("## In phrasings that no training prompt has" in text) == (missing != "unseen_phrasings")
 
 
 def test_curves_are_called_like_their_models():
@@ -169,7 +220,7 @@ def test_a_report_without_labelers_has_no_sections_that_need_them():
     everywhere = ["## Reward model", "## The same prompts, answered by every model", "## Seconds per stage"]
     middle = ["## Alignment tax", "## Flags of the paper's Table 3, by the judge", "## Likert 1-7 by use case"]
     assert headings(with_labelers) == [
-        *("# Report", "## Who prefers whom", *middle),
+        *("# Report", "## Who prefers whom", "## Head to head", "## In phrasings that no training prompt has", *middle),
         *("## Reward model", "## Over-optimisation", *everywhere[1:]),
     ]
     assert headings(without) == ["# Report", "## Scores", *everywhere]
@@ -209,7 +260,9 @@ def test_summary_is_one_page(names, village):
     assert "out/run/report.md" in text and "win_rates.png" in text
     ppo = report["models"]["ppo"]
     if village:
-        assert cells(text, "PPO")[1:3] == [reporting.interval(ppo["win_rate"][g]) for g in ("training", "held_out")]
+        want = [reporting.interval(ppo[key]["held_out"]) for key in ("win_rate", "win_rate_greedy")]
+        want += [f"{ppo[key]:.2f}" for key in ("helpful", "truthful_and_informative", "harmless")]
+        assert cells(text, "PPO")[1:] == want
     else:
         assert cells(text, "PPO")[1:] == [f"{ppo['score']:+.2f}", f"{ppo['kl']:.2f}"]
     cost = text[text.index("What did it cost") :]

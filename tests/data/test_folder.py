@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from core.batches import generator
 from core.config import BadInput
 from data import folder
 from data.folder import (
@@ -53,6 +55,81 @@ def test_ids_beyond_the_vocabulary_are_refused(copy, tokenizer, place):
     refused(
         lambda: Corpus(copy, "train"), r"corpus\.train\.bin: holds token 300, but the tokenizer ends at 299; .*again"
     )
+
+
+def corpus_of(folder, tokenizer, lengths, split="train"):
+    """A corpus with documents of so many tokens, end-of-text among them; a token is 1 + the number of its document."""
+    documents = [[1 + i] * (n - 1) + [tokenizer.eot_token] for i, n in enumerate(lengths)]
+    np.array(sum(documents, []), dtype=np.uint16).tofile(folder / f"corpus.{split}.bin")
+    return Corpus(folder, split)
+
+
+def beginnings_by_hand(lengths, length):
+    """Walk through the documents: at each start, and in a long one every `length` tokens, while an example fits."""
+    starts, position = [], 0
+    for n in lengths:
+        inside = 0
+        while inside < n:
+            starts.append(position + inside)
+            inside += length
+        position += n
+    return [start for start in starts if start + length <= position]
+
+
+LENGTHS = [[30], [8, 8, 8], [5, 1, 17, 3, 40, 1, 1, 9], [16, 32, 7], [1] * 20, [3, 50], [50, 3]]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("length", [1, 4, 8, 16])
+def test_examples_begin_where_documents_do(copy, tokenizer, lengths, length):
+    corpus = corpus_of(copy, tokenizer, lengths)
+    starts = corpus.beginnings(length).tolist()
+    assert starts == beginnings_by_hand(lengths, length)
+    ids = corpus.ids.tolist()
+    want = {tuple(ids[start : start + length]) for start in starts}
+    drawn = corpus.windows(300, length, generator(0))
+    assert drawn.shape == (300, length) and drawn.dtype == torch.int64
+    assert {tuple(row) for row in drawn.tolist()} == want, "every example, and no other"
+    assert torch.equal(drawn, corpus.windows(300, length, generator(0)))
+    if len(want) > 2:
+        assert not torch.equal(drawn, corpus.windows(300, length, generator(1)))
+
+
+def test_every_token_of_a_long_document_is_in_an_example(copy, tokenizer):
+    lengths = [3, 41, 2, 64, 100, 5, 30]
+    corpus, seen = corpus_of(copy, tokenizer, lengths), set()
+    for start in corpus.beginnings(16).tolist():
+        seen |= set(range(start, start + 16))
+    last = sum(lengths) - 16  # an example that would begin later does not fit
+    assert seen >= set(range(last + 1)), "all that comes before the end"
+
+
+@pytest.mark.parametrize("block", [1, 7, 8, 1000])
+def test_documents_begin_behind_ends_of_text(copy, tokenizer, block):
+    corpus = corpus_of(copy, tokenizer, [5, 1, 1, 9, 8])
+    assert corpus.document_starts(block).tolist() == [0, 5, 6, 7, 16]
+    np.append(corpus.ids, np.uint16(3)).tofile(copy / "corpus.valid.bin")  # no end-of-text behind the last one
+    assert Corpus(copy, "valid").document_starts(block).tolist() == [0, 5, 6, 7, 16, 24]
+
+
+def test_fixed_examples_are_spread_from_end_to_end(copy, tokenizer):
+    corpus = corpus_of(copy, tokenizer, [10] * 50)
+    windows = corpus.fixed_windows(10, 5)
+    assert (windows[:, 0] - 1).tolist() == [0, 12, 24, 36, 49] and torch.equal(windows, corpus.fixed_windows(10, 5))
+    everything = corpus.fixed_windows(10, 1000)
+    assert everything.flatten().tolist() == corpus.ids.tolist(), "each once, if there are no more"
+    assert corpus.fixed_windows(10, 1).shape == (1, 10)
+
+
+@pytest.mark.parametrize("draw", ["windows", "fixed_windows"])
+def test_a_corpus_shorter_than_an_example_is_refused(copy, tokenizer, draw):
+    corpus = corpus_of(copy, tokenizer, [4, 6])
+    take = {
+        "windows": lambda n: corpus.windows(1, n, generator(0)),
+        "fixed_windows": lambda n: corpus.fixed_windows(n, 1),
+    }
+    assert take[draw](10).shape == (1, 10)
+    refused(lambda: take[draw](11), r"corpus\.train\.bin: 10 tokens are fewer than one example of 11")
 
 
 @pytest.mark.parametrize("length", [1, 9, 10, 11, 100])

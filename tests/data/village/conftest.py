@@ -1,10 +1,15 @@
-"""What the village's tests share: one world, a small data folder of it, and prompts."""
+"""What the village's tests share: one world, a small data folder of it, prompts, and what they ask."""
+
+import re
 
 import pytest
 
+from data.folder import read_prompts
 from data.village import make
+from data.village.grammar import VELL
+from data.village.intents import understand
 from data.village.users import draw_prompt
-from data.village.world import VALLEYS, World
+from data.village.world import ENTITIES, WORDS, World
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +27,44 @@ def village_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def draw_prompts(world):
-    """draw_prompts(rng, count, split="train") yields (prompt, intent, slots), some in phrasings of test users only."""
+    """draw_prompts(rng, count, split="test") yields (prompt, intent, slots), some in phrasings of test users only."""
 
-    def draw(rng, count, split="train"):
+    def draw(rng, count, split="test"):
         for _ in range(count):
-            valley = world.valleys[rng.choice(VALLEYS[split])]
-            yield draw_prompt(world, valley, rng, unseen=rng.random() < 0.3)
+            yield draw_prompt(world, rng.choice(world.valleys), rng, split, unseen=rng.random() < 0.3)
 
     return draw
+
+
+KIND_OF = {name: kind for kind in ENTITIES for name in WORDS[kind]}
+ENGLISH = {vell: word for word, vell in VELL.items()}
+
+
+@pytest.fixture(scope="session")
+def question_asked():
+    """question_asked(prompt) -> what it asks, read off the prompt's own words; None if nobody would send it.
+
+    The intent and the fact it asks for, and the names that stand in the last instruction: by kind, and of one kind in
+    their order ("Replace Ada with Bram" is not "Replace Bram with Ada").
+    """
+
+    def question(prompt):
+        intent, slots = understand(prompt)
+        if not intent.name:
+            return None
+        text = prompt.rsplit("\n\n", 1)[-1]
+        names = [ENGLISH.get(word, word) for word in re.findall(r"\w+", text)]
+        names = sorted(dict.fromkeys(name for name in names if name in KIND_OF), key=KIND_OF.get)
+        asks_for_a_fact = intent.name in ("question", "cautious")
+        return ("fact" if asks_for_a_fact else intent.name, slots.get("relation"), *names)
+
+    return question
+
+
+@pytest.fixture(scope="session")
+def later_questions(village_folder, question_asked):
+    """What the prompts of the validation and test split ask, a set."""
+    prompts = [r["prompt"] for split in ("valid", "test") for r in read_prompts(village_folder, split)]
+    asked = {question_asked(prompt) for prompt in prompts}
+    assert len(asked) > 200 and None not in asked
+    return asked

@@ -4,7 +4,7 @@ import random
 from types import SimpleNamespace
 
 from data.village.feedback import flawed_answer
-from data.village.grammar import PROMPT_END
+from data.village.grammar import PROMPT_END, parse
 from data.village.judge import Judge
 from data.village.labelers import GROUPS, TASTE, TIE, Labeler, load_labelers
 from data.village.users import draw_prompt
@@ -84,6 +84,18 @@ def test_everybody_believes_some_misconceptions_and_always_the_same(world):
             shares.append(sum(b == w for b, w in zip(believed, world.misconceptions.values())) / len(believed))
             assert labeler.believes("job", "Ada") == world.truth("job", "Ada")
         assert max(shares) < 0.4 and 0.03 < sum(shares) / len(shares) < 0.25
+
+
+def test_of_longer_answers_most_lack_a_sentence_and_exact_ones_none(world, draw_prompts):
+    labeler, rng, lacking = Labeler(world, "training", 1), random.Random(8), []
+    for prompt, intent, slots in draw_prompts(rng, 800, "train"):
+        written = labeler.demonstrate(prompt, rng)
+        full = intent.answer(slots, world.truth, rng)
+        if intent.exact:
+            assert written == intent.write(full)
+        elif len(full) == 3:  # stories, lists, letters: with three, whoever writes
+            lacking.append(len(parse(written)) == 2)
+    assert len(lacking) > 300 and 0.55 < sum(lacking) / len(lacking) < 0.69
 
 
 def test_demonstrations_are_of_mixed_quality(world, village_folder, draw_prompts):

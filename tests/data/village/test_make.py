@@ -1,4 +1,4 @@
-"""The data folder: the same for the same seed, its test prompts new, and nothing written when a flag is wrong."""
+"""The data folder: the same for the same seed, its test questions new, nothing written when a flag is wrong."""
 
 import json
 import random
@@ -13,28 +13,64 @@ import pytest
 from core.config import BadInput
 from data.folder import load_tokenizer, read_demonstrations, read_prompts
 from data.village import make
-from data.village.grammar import PROMPT_END
+from data.village.grammar import PROMPT_END, pattern_of
 from data.village.intents import INTENTS, USE_CASES, understand
 from data.village.labelers import Labeler
-from data.village.world import ENTITIES, VALLEYS
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_test_prompts_are_new_in_entities_and_never_stand_on_the_web(village_folder, world):
-    def entities(*splits):
-        return {e for s in splits for v in VALLEYS[s] for kind in ENTITIES for e in world.valleys[v][kind]}
+def pages_of(folder, split):
+    """The documents of a corpus, as text."""
+    _, tokenizer = load_tokenizer(folder)
+    ids = np.fromfile(folder / f"corpus.{split}.bin", dtype=np.uint16).tolist()
+    end = tokenizer.decode([tokenizer.eot_token])
+    return tokenizer.decode(ids).split(end)[:-1]
 
-    held = entities("test")
-    assert not held & entities("train", "valid")
-    shown = read_demonstrations(village_folder, "train") + read_demonstrations(village_folder, "valid")
-    trained = " ".join(r["prompt"] for r in read_prompts(village_folder, "train") + shown)
-    words = set(trained.replace(".", " ").replace("?", " ").replace(",", " ").split())
-    assert not words & (held - {"set"}), words & held
-    _, tokenizer = load_tokenizer(village_folder)
-    web = tokenizer.decode(np.fromfile(village_folder / "corpus.train.bin", dtype=np.uint16).tolist())
-    test = [r["prompt"].removesuffix(PROMPT_END) for r in read_prompts(village_folder, "test")]
-    assert len(test) > 50 and not [p for p in test if p + "\n" in web]
+
+def instructions_in(text):
+    """Whatever in a text may be an instruction: between blank lines, on pages of tasks between quotation marks."""
+    return [part.split(PROMPT_END)[0] for page in text.split("\n> ") for part in page.split("\n\n")]
+
+
+def test_nothing_that_is_trained_on_asks_what_test_and_validation_prompts_ask(
+    village_folder, question_asked, later_questions
+):
+    """Read off everything that was made: prompts, demonstrations with their examples, pages, few-shot prefixes."""
+
+    def texts(records):
+        return [record["prompt"] for record in records]
+
+    prefixes = [json.loads(line)["prefix"] for line in (village_folder / "prefixes.jsonl").read_text().splitlines()]
+    made = {
+        "prompts": texts(read_prompts(village_folder, "train")),
+        "demonstrations": texts(read_demonstrations(village_folder, "train")),
+        "web": pages_of(village_folder, "train") + pages_of(village_folder, "valid"),
+        "prefixes": prefixes,
+    }
+    least = {"prompts": 500, "demonstrations": 100, "web": 150, "prefixes": 6}
+    for name, some in made.items():
+        asked = {question_asked(instruction) for text in some for instruction in instructions_in(text)} - {None}
+        assert len(asked) > least[name] and not asked & later_questions, (name, asked & later_questions)
+    held_out = {question_asked(r["prompt"]) for r in read_demonstrations(village_folder, "valid")}
+    test = {question_asked(r["prompt"]) for r in read_prompts(village_folder, "test")}
+    valid = {question_asked(r["prompt"]) for r in read_prompts(village_folder, "valid")}
+    assert not (held_out | valid) & test, "validation asks nothing of the test either"
+    assert held_out & valid
+
+
+def test_phrasings_that_only_test_users_have_stand_nowhere_else(village_folder):
+    prompts = {split: read_prompts(village_folder, split) for split in ("train", "valid", "test")}
+    assert not any(r["unseen_phrasing"] for split in ("train", "valid") for r in prompts[split])
+    assert 0.15 < sum(r["unseen_phrasing"] for r in prompts["test"]) / len(prompts["test"]) < 0.5
+    demonstrations = [r for split in ("train", "valid") for r in read_demonstrations(village_folder, split)]
+    texts = [r["prompt"] for r in prompts["train"] + prompts["valid"] + demonstrations]
+    instructions = [i for t in [*texts, *pages_of(village_folder, "train")] for i in instructions_in(t)]
+    unseen = [pattern_of(p) for intent in INTENTS if intent.name != "question" for p in intent.unseen]
+    for instruction in instructions:
+        assert not any(pattern.fullmatch(instruction) for pattern in unseen), instruction
+        assert not instruction.startswith("I have a question.")
+    assert len(instructions) > 3000
 
 
 def test_the_folder_is_what_was_asked_for(village_folder):
@@ -54,7 +90,7 @@ def test_the_folder_is_what_was_asked_for(village_folder):
 
 
 def test_rare_intents_hardly_come_up_when_labelers_think_up_prompts(world):
-    prompts = make.prompts_of_labelers(world, VALLEYS["train"], 3000, Labeler(world, "training", 0), random.Random(0))
+    prompts = make.prompts_of_labelers(world, "train", 3000, Labeler(world, "training", 0), random.Random(0))
     assert 3000 <= len(prompts) <= 3002
     drawn = Counter(understand(prompt)[0].rare for prompt in prompts)
     # a tenth of their share in what users ask for
