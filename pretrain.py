@@ -42,7 +42,7 @@ class Config(Training):
     dropout: Fraction = 0.0  # while pretraining
     steps: PositiveInt = 2400  # optimizer steps
     batch_size: PositiveInt = 5  # examples per step that fill the context, or as many tokens in shorter ones
-    window: int = 40  # tokens of a short example; 0 = all fill the context
+    window: int = 40  # tokens of a short example, at most the context; 0 = all fill the context
     long_every: PositiveInt = 4  # every so many steps the examples fill the context
     learning_rate: PositiveFloat = 2.5e-3  # peak                               GPT-3 1.3B: 2e-4
     warmup: int = 50  # steps from 0 to the peak, then cosine to a tenth
@@ -79,7 +79,6 @@ def main(cfg):
     else:
         model = configure_model(GPT(model_config).to(device), cfg)
     context = model_config.block_size
-    require(cfg.window <= context, f"--window {cfg.window}: longer than the context, {context}")
     optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
 
     out = output_folder(cfg.out)
@@ -98,7 +97,8 @@ def main(cfg):
 
     for step in range(first_step, cfg.steps):
         model.train()
-        window = cfg.window if cfg.window and (step + 1) % cfg.long_every else context
+        short = cfg.window and (step + 1) % cfg.long_every
+        window = min(cfg.window, context) if short else context
         count = cfg.batch_size * context // window
         windows = train.windows(count, window + 1, generator(cfg.seed, "pretraining", step)).to(device)
         n_tokens, metrics = windows[:, 1:].numel(), {"loss": 0.0}

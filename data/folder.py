@@ -257,15 +257,17 @@ class Corpus:
 
     def beginnings(self, length):
         """Where examples of `length` tokens begin: where a document does, because prompts begin at position 0, too; and in
-        a longer document also wherever the example before has ended. A short one is followed by the next documents."""
+        a longer document also at the last token of the example before, so that every token is predicted once. A short one is
+        followed by the next documents."""
         if length not in self.known_beginnings:
             last = len(self.ids) - length
             require(last >= 0, f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}")
             documents = self.document_starts()
             lengths = np.diff(documents, append=len(self.ids))
-            pieces = -(-lengths // length)
+            step = max(1, length - 1)
+            pieces = np.maximum(1, -(-(lengths - 1) // step))
             nth_piece = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)
-            starts = np.repeat(documents, pieces) + length * nth_piece
+            starts = np.repeat(documents, pieces) + step * nth_piece
             self.known_beginnings[length] = starts[starts <= last]
         return self.known_beginnings[length]
 

@@ -196,7 +196,6 @@ BAD = [
     ("steps", 0),
     ("batch_size", 0),
     ("window", -1),
-    ("window", 65),
     ("long_every", 0),
     ("eval_every", 0),
     ("dropout", 1.5),

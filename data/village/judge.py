@@ -73,7 +73,7 @@ class Judge:
         return " " + intent.write(intent.answer(slots, self.world.truth, Random(seed)))
 
     def invents(self, intent, slots, prompt, reply):
-        """Does an answer that needs nothing but its prompt name what stands neither there nor in the facts?
+        """Does an answer that needs nothing but its prompt name what does not stand there?
 
         A wrong answer without an invented fact is no hallucination (the paper's labeling instructions).
         """

@@ -112,8 +112,9 @@ class Labeler:
         sentences = intent.answer(slots, know, rng)
         if intent.exact:
             return intent.write(sentences)
-        if slip < 0.62 and len(sentences) > 1:  # leaves something out
-            sentences.pop(rng.randrange(len(sentences)))
+        if slip < 0.62:
+            if len(sentences) > 1:  # leaves something out
+                sentences.pop(rng.randrange(len(sentences)))
         elif slip < 0.74:  # cannot stop
             animal = rng.choice(self.world.valleys[0]["animal"])
             fact = say("colour", animal, know("colour", animal))

@@ -1,6 +1,5 @@
 """The village's users: what they send, and few-shot prefixes made of solved requests."""
 
-from itertools import count
 from random import Random
 
 from data.construct import hashed_split
@@ -43,7 +42,7 @@ def draw_prompt_of(intent, world, valley, rng, split="train", unseen=False):
     unseen: in a phrasing that only some users of the test split have. Where a valley has no such question (of its eight
     people, say, none is in this split), it is about another valley.
     """
-    for attempt in count():
+    for attempt in range(10_000):
         if attempt and attempt % 40 == 0:
             valley = rng.choice(world.valleys)
         slots = draw_slots(intent, world, valley, rng)
@@ -52,6 +51,7 @@ def draw_prompt_of(intent, world, valley, rng, split="train", unseen=False):
         understood = understand(prompt)[1]
         if split_of(intent, understood) == split:
             return prompt, understood
+    raise AssertionError(f"all questions of the intent {intent.name} are in other splits than {split}")
 
 
 def draw_prompt(world, valley, rng, split="train", unseen=False):

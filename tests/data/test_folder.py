@@ -65,13 +65,13 @@ def corpus_of(folder, tokenizer, lengths, split="train"):
 
 
 def beginnings_by_hand(lengths, length):
-    """Walk through the documents: at each start, and in a long one every `length` tokens, while an example fits."""
+    """Walk through the documents: at each start, and in a long one at the last token of every example, while one fits."""
     starts, position = [], 0
     for n in lengths:
         inside = 0
-        while inside < n:
+        while inside == 0 or inside < n - 1:
             starts.append(position + inside)
-            inside += length
+            inside += max(1, length - 1)
         position += n
     return [start for start in starts if start + length <= position]
 
