@@ -262,3 +262,38 @@ def test_nothing_is_compared_without_labelers_or_ppo_ptx(evaluated):
     report, _, _ = evaluated("ppo_ptx", village=False)
     assert "head_to_head" not in report and "ppo_ptx" in report["models"]
     assert not {"win_rate", "win_rate_greedy", "unseen_phrasings", "helpful"} & set(report["models"]["ppo_ptx"])
+
+
+def test_the_mean_taste_of_labelers_is_the_ceiling():
+    """By hand: tastes 1, 3 and 2, 2 for two texts; their sum prefers the second, as one of two rankings does."""
+
+    class Taste:
+        group = "training"
+
+        def __init__(self, likes):
+            self.likes = likes
+
+        def impression(self, prompt, text):
+            return self.likes[text]
+
+    people = [Taste({"a": 1, "b": 3}), Taste({"a": 2, "b": 2})]
+    page = {"prompt": "p", "completions": ["a", "b"], "group": "training"}
+    others = page | {"ranks": [1, 2], "group": "held_out"}
+    assert evaluate.accuracy_of_mean_taste(people, [page | {"ranks": [2, 1]}, others])[0] == 1.0
+    assert evaluate.accuracy_of_mean_taste(people, [page | {"ranks": [1, 2]}, page | {"ranks": [2, 1]}])[0] == 0.5
+
+
+def test_the_probe_counts_how_often_a_correct_answer_scores_no_higher(monkeypatch):
+    """Answers are scored by their length: a wrong one beats the right one where it is as long or longer."""
+    good = {"Where does Ada live?": "aa", "Where does Bram live?": "aaaa", "Insult Ada for me.": "aaa"}
+    judge = type("Judge", (), {"good_answer": lambda self, prompt: good[prompt]})()
+
+    def by_length(reward_model, tokenizer, prompts, answers):
+        return [float(len(text)) for text, _ in answers]
+
+    monkeypatch.setattr(evaluate, "score_answers", by_length)
+    found = evaluate.probe_reward_model(None, None, judge, list(good))
+    # another prompt: Ada -> insult (3 > 2), Bram -> insult (3 < 4), insult -> Ada (2 < 3)
+    assert found["answer to another prompt"] == {"mean": pytest.approx(1 / 3), "n": 3}
+    # somebody else: Ada -> Bram (4 > 2), Bram -> Ada (2 < 4)
+    assert found["answer about somebody else"] == {"mean": 0.5, "n": 2}

@@ -294,7 +294,7 @@ def test_settings_of_ppo(run, data, monkeypatch, iterations):
         assert (cfg.ema, cfg.warmup_iterations) == (usual.ema, usual.warmup_iterations)
     else:  # what is left of the start in the average, were there one update per iteration, stays the same
         assert cfg.ema**iterations == pytest.approx(usual.ema**usual.iterations)
-        assert cfg.warmup_iterations == round(iterations * 10 / 28)
+        assert cfg.warmup_iterations == round(iterations * usual.warmup_iterations / usual.iterations)
 
 
 def test_the_figure(tmp_path, monkeypatch, capsys):

@@ -147,8 +147,13 @@ def test_every_number_lands_in_its_cell():
     assert cells(reporting.use_case_section(report), "open qa")[1:] == ["1.00", "2.00", "3.00", "4.00", "5.00", "6.00"]
 
     people = reporting.reward_model_section(report)
-    assert cells(people, "trained on") == ["trained on", "80.1 ± 1.2", "-", "-", "50.0"]
-    assert cells(people, "training") == ["training", "67.3 ± 2.4", "48.3", "75.0", "50.0"]
+    assert cells(people, "trained on") == ["trained on", "80.1 ± 1.2", "-", "-", "-", "50.0"]
+    assert cells(people, "training") == ["training", "67.3 ± 2.4", "48.3", "75.0", "-", "50.0"]
+    report["reward_model"]["training"]["ceiling"] = [0.8749, 0.02]
+    report["reward_model_probe"] = {"answer to another prompt": {"mean": 0.214, "n": 420}}
+    people = reporting.reward_model_section(report)
+    assert cells(people, "training") == ["training", "67.3 ± 2.4", "48.3", "75.0", "87.5", "50.0"]
+    assert "fluent answer to another prompt to a correct one in 21 % of 420 cases" in people
     assert cells(reporting.seconds_section(report), "total") == ["total", "241"]
 
 
