@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 
 from data.construct import construct
-from data.village import users
 from data.village.grammar import PROMPT_END, pattern_of
 from data.village.intents import COURTESY, INTENTS, USE_CASES, find_intent, understand
 from data.village.users import PREFIXES, draw_prompt_of, prefixes, question_of, requests, split_of
