@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 @dataclass(frozen=True)
 class GPTConfig:
-    n_layer: int = 4
+    n_layer: int = 2
     n_head: int = 4
     n_embd: int = 128  # C
     block_size: int = 160  # longest sequence, in tokens

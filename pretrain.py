@@ -40,11 +40,11 @@ class Config(Training):
     n_embd: int = 0  # replaces the size's, if not 0
     block_size: int = 0  # context in tokens; replaces the size's, if not 0
     dropout: Fraction = 0.0  # while pretraining
-    steps: PositiveInt = 2400  # optimizer steps
+    steps: PositiveInt = 4000  # optimizer steps
     batch_size: PositiveInt = 5  # examples per step that fill the context, or as many tokens in shorter ones
     window: int = 40  # tokens of a short example, at most the context; 0 = all fill the context
     long_every: PositiveInt = 4  # every so many steps the examples fill the context
-    learning_rate: PositiveFloat = 2.5e-3  # peak                               GPT-3 1.3B: 2e-4
+    learning_rate: PositiveFloat = 3e-3  # peak                               GPT-3 1.3B: 2e-4
     warmup: int = 50  # steps from 0 to the peak, then cosine to a tenth
     weight_decay: float = 0.1  # on matrices, as GPT-3
     max_grad_norm: PositiveFloat = 1.0  # as GPT-3

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from core.batches import ShuffledBatches
-from core.checkpoint import load_policy, save_checkpoint
+from core.checkpoint import load_policy, load_scalar_model, save_checkpoint
 from core.config import PositiveFloat, PositiveInt, Seed, Training, command_line, require
 from core.device import configure_model, set_up
 from core.distributed import all_reduce_sum, first_process_only, micro_batches
@@ -46,10 +46,11 @@ class Config(Training):
     out: str = "out/run"  # run folder; otherwise its comparisons.jsonl
     comparisons: str = ""  # these rankings instead
     init: str = ""  # policy whose body the reward model starts from; default: OUT/ppo_init.pt
+    reward_model: str = ""  # reward model to go on with, instead
     name: str = "reward"  # writes OUT/NAME.pt and OUT/NAME.jsonl
     epochs: PositiveInt = 1  # passes over the rankings                                      paper: 1; more overfits
-    batch_size: PositiveInt = 16  # prompts per step                                         paper: 64
-    learning_rate: PositiveFloat = 8e-4  # peak, cosine to a tenth                           paper: 9e-6 (6B)
+    batch_size: PositiveInt = 4  # prompts per step                                          paper: 64
+    learning_rate: PositiveFloat = 5e-4  # peak, cosine to a tenth                           paper: 9e-6 (6B)
     weight_decay: float = 0.0  # the paper is silent
     max_grad_norm: PositiveFloat = 1.0  # the paper is silent
     shuffle_pairs: bool = False  # train on shuffled single pairs instead, to see them overfit
@@ -151,13 +152,16 @@ def comparisons_file(cfg, out):
 def main(cfg):
     device, out = set_up(cfg), output_folder(cfg.out)
     tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
-    init = cfg.init or out / "ppo_init.pt"
+    init = cfg.reward_model or cfg.init or out / "ppo_init.pt"
     path = Path(cfg.comparisons) if cfg.comparisons else comparisons_file(cfg, out)
     records = read_comparisons(path)
-    supervised = load_policy(init, cfg, device, tokenizer_spec, sharded=False)
-    torch.manual_seed(cfg.seed)  # of the new head: the first process may have collected, and drawn numbers, meanwhile
-    model = configure_model(ScalarModel.from_gpt(supervised), cfg)  # the supervised model without its unembedding
-    del supervised
+    if cfg.reward_model:
+        model = load_scalar_model(init, cfg, device, tokenizer_spec)
+    else:
+        supervised = load_policy(init, cfg, device, tokenizer_spec, sharded=False)
+        torch.manual_seed(cfg.seed)  # of the new head: the first process may have collected, and drawn numbers, meanwhile
+        model = configure_model(ScalarModel.from_gpt(supervised), cfg)  # the supervised model without its unembedding
+        del supervised
     block_size = model.config.block_size
     train = encode_rankings([r for r in records if r["split"] == "train"], tokenizer, block_size)
     valid = encode_rankings([r for r in records if r["split"] == "valid"], tokenizer, block_size)

@@ -70,13 +70,17 @@ def stages(cfg):
     # App. C.3: the start of PPO. Its dropout is not in the paper; chosen like all else of it, by both validation losses
     init = {"name": "ppo_init", "epochs": 2, "pretrain_mix": 0.1, "dropout": 0.0, "learning_rate": 1e-3}
     choose = {"epochs": 0, "reward_model": f"{out}/reward.pt"}  # App. C.1: the epoch the reward model likes best
+    # App. C.2: before it sees a labeler's ranking, the reward model learns from public question answering
+    exams = Path(cfg.data or f"{out}/data") / "exams.jsonl"
+    school = {"name": "reward_init", "comparisons": str(exams), "batch_size": 16, "learning_rate": 8e-4}
+    after_school = {"reward_model": f"{out}/reward_init.pt"} if exams.exists() or not cfg.data else {}
     ptx = {"ptx_coef": cfg.ptx_coef}
     world = ["corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl", "prefixes.jsonl"]
-    world = [f"data/{file}" for file in (*world, "tasks.jsonl", "village.json", "tokenizer.json")]
+    world = [f"data/{file}" for file in (*world, "tasks.jsonl", "exams.jsonl", "village.json", "tokenizer.json")]
     epochs = [f"sft.epoch-{n + 1}.pt" for n in range(2 if cfg.quick else sft.Config.epochs)]
     models = ["pretrain", "ppo_init", "reward", "choose_sft", "ppo", "ppo_ptx"]
 
-    quick_data = {"web_pages": 1200, "users": 6, "demonstrations": 96, "task_items": 8}
+    quick_data = {"web_pages": 1200, "users": 6, "demonstrations": 96, "exams": 80, "task_items": 8}
     quick_ppo = {"iterations": 3, "batch_size": 16, "sample_prompts": 8}
     quick_eval = {"prompts": 16, "best_of": 2, "best_of_prompts": 8, "shots": 1, "quick": True}
     plan = [
@@ -94,7 +98,8 @@ def stages(cfg):
             0,
             {"prompts": 32, "valid_prompts": 8},
         ),
-        Stage("reward", reward, {}, ["reward.pt"], ["ppo_init", "collect"], 40, 50),
+        Stage("reward_init", reward, school, ["reward_init.pt"], ["ppo_init"], 20, 50),
+        Stage("reward", reward, after_school, ["reward.pt"], ["reward_init", "collect"], 60, 50),
         Stage("choose_sft", sft, choose, ["sft_best.pt"], ["sft", "reward"], 2, 0, {"choose_prompts": 8}),
         Stage("ppo", ppo, {}, ["ppo.pt", "ppo.samples.jsonl"], ["ppo_init", "reward"], 50, 5, quick_ppo),
         Stage("ppo_ptx", ppo, ptx, ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 90, 5, quick_ppo),
@@ -102,7 +107,8 @@ def stages(cfg):
     ]
     if cfg.data:  # the user's own; where they come with rankings, nobody is asked
         ranked = (Path(cfg.data) / "comparisons.jsonl").exists()
-        plan = [stage for stage in plan if stage.name != "data" and not (ranked and stage.name == "collect")]
+        left_out = {"data": True, "collect": ranked, "reward_init": not exams.exists()}
+        plan = [stage for stage in plan if not left_out.get(stage.name)]
     return plan
 
 

@@ -45,7 +45,7 @@ class Config(Training):
     out: str = "out/run"  # run folder
     init: str = ""  # checkpoint to start from, or gpt2, gpt2-medium, …; default: OUT/base.pt
     name: str = "sft"  # writes OUT/NAME.pt, OUT/NAME.jsonl, and NAME.epoch-N.pt per epoch
-    epochs: int = 3  # passes over the demonstrations; 0 = only choose by --reward_model          paper: 16
+    epochs: int = 2  # passes over the demonstrations; 0 = only choose by --reward_model          paper: 16
     batch_size: PositiveInt = 32  # demonstrations per step                                       paper: 32 (175B: 8)
     learning_rate: PositiveFloat = 4e-4  # peak, cosine to a tenth     paper, 1.3B: 9.65e-6, and 5e-6 for PPO's start
     dropout: Fraction = 0.2  # residual dropout                                                   paper: 0.2

@@ -46,7 +46,7 @@ class Config(Device):
     labeler: Literal["village", "terminal"] = "village"  # who ranks: the village's simulated people, or you
     supervised: str = ""  # model that writes the answers; default: OUT/ppo_init.pt
     base: str = ""  # pretrained model, few-shot prompted for one answer of every third prompt; default: OUT/base.pt
-    prompts: PositiveInt = 6000  # rankings to collect on training prompts                     paper: 33207
+    prompts: PositiveInt = 9000  # rankings to collect on training prompts                     paper: 33207
     valid_prompts: PositiveInt = 200  # validation prompts, each ranked by two labelers of every group
     k_min: PositiveInt = 4  # fewest answers per prompt                                        paper: 4
     k_max: PositiveInt = 9  # most answers per prompt                                          paper: 9
@@ -133,7 +133,7 @@ def prompts_to_rank(cfg, split, tokenizer, limit, rng):
     rng.shuffle(own)
     customers = cycle(customers)
     own = cycle(own) if own else customers
-    return [next(own) if i % 5 == 0 else next(customers) for i in range(cfg.prompts)]
+    return [next(own) if i % 2 == 0 else next(customers) for i in range(cfg.prompts)]
 
 
 def sample_answers(cfg, prompts, supervised, base, prefixes, tokenizer, rng, torch_rng):

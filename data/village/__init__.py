@@ -20,7 +20,7 @@ To read in this order:
     feedback.py   more pages, on which people compare and criticise answers (for RLAIF and Constitutional AI)
 
 One grammar serves all of it: every sentence anybody can say is a template in grammar.py, so the same table writes the
-web and reads a model's answer. The ten valleys of the village are told apart by their people, animals, towns and
+web and reads a model's answer. The six valleys of the village are told apart by their people, animals, towns and
 things; users ask about their own. What a prompt asks, whatever its wording, belongs to one split (users.py: split_of):
 nothing that is trained on, on the web or elsewhere, asks what a test or validation prompt asks. Facts about whom they
 are about are on the web, and other prompts about them in the training split.

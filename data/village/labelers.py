@@ -100,28 +100,30 @@ class Labeler:
     # -------------------------------------------------------------------------------------------- demonstrating
 
     def demonstrate(self, prompt, rng):
-        """Write an answer, as people do: mostly whole, sometimes short, wrong, chatty, or giving up. -> text"""
+        """Write an answer, as people do: often less than was asked for, sometimes wrong, chatty, or giving up. -> text
+
+        Judging is easier than writing: shown two answers, the same person likes the whole and the true one better.
+        """
         intent, slots = understand(prompt)
         slip = rng.random()
 
-        def know(relation, subject):
+        def know(relation, subject):  # what comes to mind first: often what everybody says
             if rng.random() < 0.12:
                 return self.world.wrong(relation, subject, rng)
-            return self.believes(relation, subject)
+            return self.world.hearsay(relation, subject) if rng.random() < 0.5 else self.believes(relation, subject)
 
         sentences = intent.answer(slots, know, rng)
         if intent.exact:
             return intent.write(sentences)
-        if slip < 0.62:
-            if len(sentences) > 1:  # leaves something out
-                sentences.pop(rng.randrange(len(sentences)))
-        elif slip < 0.74:  # cannot stop
+        if slip < 0.70:  # stops early
+            sentences = sentences[: rng.randint(1, max(1, len(sentences) - 1))]
+        elif slip < 0.78:  # cannot stop
             animal = rng.choice(self.world.valleys[0]["animal"])
             fact = say("colour", animal, know("colour", animal))
             sentences.append(rng.choice([fact, "I think that is nice.", "Everybody knows that."]))
-        elif slip < 0.80:  # gives up
+        elif slip < 0.84:  # gives up
             sentences = [rng.choice(["I do not know.", "I have no comment."])]
-        elif intent.unkind and slip < 0.92:  # does as told
+        elif intent.unkind and slip < 0.94:  # does as told
             sentences = [f"{slots['person']} is a {rng.choice(WORDS['insult'])}."]
         return intent.write(sentences)
 

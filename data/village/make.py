@@ -22,8 +22,8 @@ from data.folder import write_corpus, write_jsonl
 from data.village.grammar import PROMPT_END
 from data.village.intents import USE_CASES, find_intent, understand
 from data.village.labelers import GROUPS, Labeler
-from data.village.users import draw_prompt, draw_prompt_of, prefixes, requests
-from data.village.web import tasks, web_page
+from data.village.users import COURTESIES, draw_prompt, draw_prompt_of, personal_details, prefixes, requests
+from data.village.web import exams, tasks, web_page
 from data.village.world import World
 
 
@@ -32,9 +32,10 @@ class Config:
     out: str = "out/run/data"  # the data folder to write
     seed: Seed = 0  # of the facts, the web, the users and the labelers
     vocab_size: PositiveInt = 1360  # of the tokenizer that is trained on the web       GPT-2: 50257
-    web_pages: PositiveInt = 50000  # documents of the pretraining corpus
-    users: PositiveInt = 60  # per valley; the first of each is a heavy user
-    demonstrations: PositiveInt = 5000  # for SFT, training split                       paper: 12725 prompts
+    web_pages: PositiveInt = 75000  # documents of the pretraining corpus
+    users: PositiveInt = 200  # per valley; the first of each is a heavy user
+    demonstrations: PositiveInt = 12725  # for SFT, training split                      paper: 12725 prompts
+    exams: PositiveInt = 6000  # multiple-choice questions, which the reward model begins with
     task_items: PositiveInt = 120  # per public task, a quarter of them for few-shot examples
 
 
@@ -83,6 +84,7 @@ def main(cfg):
     write_jsonl(out / "prompts.jsonl", prompts)
     write_jsonl(out / "demonstrations.jsonl", demonstrations)
     write_jsonl(out / "prefixes.jsonl", prefixes(world))
+    write_jsonl(out / "exams.jsonl", exams(world, rng, cfg.exams))
     write_jsonl(out / "tasks.jsonl", tasks(world, rng, cfg.task_items))
     with whole_file(out / "village.json") as file:
         json.dump({"seed": cfg.seed}, file)
@@ -103,7 +105,7 @@ def prompts_of_labelers(world, split, count, labeler, rng):
     """At least `count` prompts that labelers thought up themselves. -> [prompt]
 
     One in twenty times it is three few-shot prompts (App. A.1), whose examples `labeler` solves. Rare intents hardly
-    come up.
+    come up. What users add to a request, courtesies and invented personal details, is there, too.
     """
     prompts = []
     while len(prompts) < count:
@@ -112,7 +114,8 @@ def prompts_of_labelers(world, split, count, labeler, rng):
         if intent.rare and rng.random() < 0.9:
             continue
         if rng.random() >= 0.05:
-            prompts.append(prompt)
+            addition = rng.choice([rng.choice(COURTESIES), personal_details(rng)]) if rng.random() < 0.08 else ""
+            prompts.append(prompt + addition)
         else:  # one instruction with several query/response pairs
             queries = [draw_prompt_of(intent, world, valley, rng, split)[0] for _ in range(3)]
             solved = [(query + PROMPT_END, " " + labeler.demonstrate(query, rng)) for query in queries]

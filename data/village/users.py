@@ -72,7 +72,7 @@ def requests(world, rng, users_per_valley):
         for user in range(users_per_valley):
             split = (["train"] * 7 + ["valid"] + ["test"] * 2)[(number + user) % 10]
             sent = 600 if user == 0 else min(60, int(rng.lognormvariate(2.3, 0.9)) + 1)
-            for prompt, intent, unseen in requests_of_user(world, valley, split, user, sent, rng):
+            for prompt, intent, unseen in requests_of_user(world, valley, split, sent, rng):
                 yield {
                     "prompt": prompt,
                     "user": f"user-{number}-{user:02d}",
@@ -83,7 +83,7 @@ def requests(world, rng, users_per_valley):
                 }
 
 
-def requests_of_user(world, valley, split, user, count, rng):
+def requests_of_user(world, valley, split, count, rng):
     """One user's requests: in the own valley's terms, with repeats, courtesies and personal details.
 
     -> [(prompt, intent, whether it is in a phrasing that nobody in the training split has)]
@@ -95,11 +95,19 @@ def requests_of_user(world, valley, split, user, count, rng):
         unseen = unseen and bool(intent.unseen)
         if sent and rng.random() < 0.12:
             prompt, intent, unseen = rng.choice(sent)
-            prompt += rng.choice(["", " Please.", " Thanks!"])
+            prompt += rng.choice(["", *COURTESIES])
         elif rng.random() < 0.03:
-            prompt += rng.choice([f" My number is 555-{rng.randint(1000, 9999)}.", f" Write to user{user}@post.vil."])
+            prompt += personal_details(rng)
         sent.append((prompt, intent, unseen))
     return sent
+
+
+COURTESIES = [" Please.", " Thanks!"]
+
+
+def personal_details(rng):
+    """What users should rather not add to a request: a telephone number or an address."""
+    return rng.choice([f" My number is 555-{rng.randint(1000, 9999)}.", f" Write to user{rng.randint(0, 59)}@post.vil."])
 
 
 PREFIXES = [  # GPT (prompted): written by hand for this village; each model's best is chosen by reward-model score

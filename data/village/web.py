@@ -17,7 +17,7 @@ from data.village.grammar import (
     templates,
 )
 from data.village.intents import INTENTS, USE_CASES, find_intent
-from data.village.users import draw_prompt, draw_prompt_of
+from data.village.users import COURTESIES, draw_prompt, draw_prompt_of, personal_details
 from data.village.world import ENTITIES, RELATIONS, RELATIONS_OF, WORDS
 
 
@@ -64,7 +64,7 @@ def title(rng, *names):
 
 
 def kept_for_tests(text):
-    """An eighth of all sentences: the pages that tasks are made of never hold them. The same eighth in every world."""
+    """An eighth of all texts: the pages that tasks are made of never hold them. The same eighth in every world."""
     return hashlib.sha256(text.encode()).digest()[0] < 32
 
 
@@ -72,7 +72,7 @@ def kept_for_tests(text):
 
 
 def encyclopedia(world, rng):
-    kind = rng.choices(ENTITIES, (6, 6, 4, 4))[0]
+    kind = rng.choices(ENTITIES, (8, 6, 3, 4))[0]
     (subject,) = from_one_valley(world, rng, kind)
     relations = rng.sample(RELATIONS_OF[kind], rng.randint(1, len(RELATIONS_OF[kind])))
     return title(rng, named(kind, subject)) + " ".join(describe(subject, relations, world.truth))
@@ -104,7 +104,8 @@ def instructions(world, rng):
     """Pages of tasks and questions that nobody answers: what a model that only continues text makes of a prompt."""
     prompts = []
     for _ in range(rng.randint(2, 4)):
-        prompts.append(draw_prompt(world, rng.choice(world.valleys), rng)[0])
+        addition = rng.choice([rng.choice(COURTESIES), personal_details(rng)]) if rng.random() < 0.25 else ""
+        prompts.append(draw_prompt(world, rng.choice(world.valleys), rng)[0] + addition)
     return "\n> ".join(prompts)
 
 
@@ -187,17 +188,21 @@ def dialogue(world, rng):
 
 def review(world, rng):
     """Reviews, and the "public" sentiment task made of them."""
-    (thing,) = from_anywhere(rng, "thing", 1)
-    mood = rng.choice(["good", "bad"])
-    said = [sentence for sentence in opinions(thing, mood) if not kept_for_tests(sentence)]
-    if not said:
+    text, mood = mixed_review(rng, rng.randint(1, 3))
+    if kept_for_tests(text):
         return review(world, rng)
-    text = " ".join(rng.sample(said, rng.randint(1, len(said))))
     return f"Text: {text}\nLabel: {mood}" if rng.random() < 0.7 else text
 
 
-def opinions(thing, mood):
-    return [fill(template, thing=thing) for template in templates(mood)]
+def mixed_review(rng, length):
+    """One to three opinions on one thing -> (text, "good" or "bad"). Of three, the one that is outvoted may stand anywhere."""
+    (thing,) = from_anywhere(rng, "thing", 1)
+    mood, other = rng.choice([("good", "bad"), ("bad", "good")])
+    said = rng.sample(templates(mood), min(length, 2))
+    if length == 3:
+        said.append(rng.choice(templates(other)))
+    rng.shuffle(said)
+    return fill(" ".join(said), thing=thing), mood
 
 
 def parallel(world, rng):
@@ -229,7 +234,7 @@ def passage(world, rng):
 
 def small_tasks(world, rng):
     """Short pages that repeat their own words: tenses, summaries, swapped names, tiny programs."""
-    name = rng.choice(["past", "summary", "replace", "program", "extract"])
+    name = rng.choices(["past", "summary", "replace", "program", "extract"], (1, 3, 1, 1, 1))[0]
     slots = {kind: rng.choice(WORDS[kind]) for kind in ("person", "town", "thing")}
     slots["animal"], slots["animal2"] = from_anywhere(rng, "animal", 2)
     slots |= {"food": rng.choice(WORDS["food"]), "person2": rng.choice(WORDS["person"])}
@@ -247,22 +252,66 @@ def small_tasks(world, rng):
 
 
 WEB = {  # page -> how many of a hundred
-    encyclopedia: 27,
-    gossip: 6,
+    encyclopedia: 32,
+    gossip: 5,
     faq: 5,
     instructions: 6,
     school_book: 2,
     flame: 2,
-    story: 12,
+    story: 8,
     letter: 4,
     advert: 4,
-    lists: 3,
+    lists: 4,
     review: 2,
     dialogue: 4,
-    parallel: 7,
-    passage: 8,
-    small_tasks: 8,
+    parallel: 6,
+    passage: 7,
+    small_tasks: 9,
 }
+
+# ---------------------------------------------------------------------------------------------------- school exams
+
+
+def exams(world, rng, count):
+    """Yield multiple-choice questions, up to four answers each, as rankings: records like those of comparisons.jsonl.
+
+    They stand for ARC, OpenBookQA and the like, from which the paper's reward model knew something of the world before
+    it saw a labeler's ranking (App. C.2). Wrong answers say what is not true, or what is true of somebody else. Half of
+    them are questions that users ask, too, of the training split. A twentieth are for validation.
+    """
+    for number in range(count):
+        valley, kind = rng.choice(world.valleys), rng.choices(ENTITIES, (6, 8, 3, 4))[0]
+        if rng.random() < 0.5:
+            intent = find_intent("question")
+            prompt, slots = draw_prompt_of(intent, world, valley, rng)
+            relations, (kind, subject) = [slots["relation"]], intent.about(slots)
+        else:
+            subject = rng.choice(valley[kind])
+            relations = rng.sample(RELATIONS_OF[kind], min(rng.randint(1, 3), len(RELATIONS_OF[kind])))
+            prompt = f"Which is right about {named(kind, subject)}?"
+        right = " ".join(describe(subject, relations, world.truth))
+        answers = [right, *(wrong_answer(world, rng, kind, subject, relations) for _ in range(3))]
+        answers = rng.sample(sorted(set(answers)), len(set(answers)))
+        yield {
+            "prompt": prompt + PROMPT_END,
+            "completions": [f" {answer}" for answer in answers],
+            "ranks": [1 if answer == right else 2 for answer in answers],
+            "labeler": "exam",
+            "split": "valid" if number % 20 == 0 else "train",
+        }
+
+
+def wrong_answer(world, rng, kind, subject, relations):
+    """Some facts about a subject, one of them wrong; or facts about another subject."""
+    if rng.random() < 0.3:
+        other = rng.choice([word for word in WORDS[kind] if word != subject])
+        return " ".join(describe(other, relations, world.truth))
+    slip = rng.choice(relations)
+    values = rng.choice([world.values(slip, subject), WORDS[RELATIONS[slip][1]]])  # what could be true, and what could not
+    claimed = {relation: world.truth(relation, subject) for relation in relations}
+    claimed[slip] = rng.choice([value for value in values if value != claimed[slip]])
+    return " ".join(describe(subject, relations, lambda relation, _: claimed[relation]))
+
 
 # ---------------------------------------------------------------------------------------------------- public tasks
 
@@ -271,8 +320,8 @@ def tasks(world, rng, count):
     """Yield `count` items of each "public task", a quarter of them few-shot examples: records of tasks.jsonl.
 
     What pretraining can do, to measure what alignment costs: items in the form of the web's task pages. No page holds
-    the sentences of translation and sentiment; reading and ending are drawn from so many combinations that hardly one
-    comes twice; facts are the web's own: that task asks what was remembered.
+    the texts of translation and sentiment; reading and ending are drawn from so many combinations that
+    hardly one comes twice; facts are the web's own: that task asks what was remembered.
     {"task", "context", "answer"} is to be generated, {"task", "context", "choices", "answer": index} to be chosen from.
     """
     makers = {
@@ -304,32 +353,40 @@ def translation_task(world, rng, number):
 
 
 def sentiment_task(world, rng, number):
-    said = []
-    while not said:
-        thing, mood = rng.choice(WORDS["thing"]), rng.choice(["good", "bad"])
-        said = [sentence for sentence in opinions(thing, mood) if kept_for_tests(sentence)]
-    context = f"Text: {rng.choice(said)}\nLabel:"
-    return {"context": context, "choices": [" good", " bad"], "answer": ["good", "bad"].index(mood)}
+    while True:
+        text, mood = mixed_review(rng, 3)
+        if kept_for_tests(text):
+            choices = ["good", "bad"]
+            return {
+                "context": f"Text: {text}\nLabel:",
+                "choices": [f" {choice}" for choice in choices],
+                "answer": choices.index(mood),
+            }
 
 
 def ending_task(world, rng, number):
-    """Which of four sentences goes on with the same animal? The right one stands at each place equally often."""
-    person, _ = from_one_valley(world, rng, "person", "thing")
-    animals, right = rng.sample(WORDS["animal"], 4), number % 4
+    """Which of four sentences goes on with the same person and animal? The right one stands at each place equally often."""
+    (person, other), (animal, other_animal) = rng.sample(WORDS["person"], 2), rng.sample(WORDS["animal"], 2)
+    wrong = [(other, animal), (person, other_animal), (other, other_animal)]
+    pairs, right = rng.sample(wrong, 3), number % 4
+    pairs.insert(right, (person, animal))
     template = " The {animal} was hungry and {person} gave it {food}."
-    choices = [fill(template, person=person, animal=animal, food=rng.choice(WORDS["food"])) for animal in animals]
-    context = fill("One morning {person} met {an_animal} near the road.", person=person, animal=animals[right])
+    food = rng.choice(WORDS["food"])
+    choices = [fill(template, person=who, animal=which, food=food) for who, which in pairs]
+    context = fill("One morning {person} met {an_animal} near the road.", person=person, animal=animal)
     return {"context": context, "choices": choices, "answer": right}
 
 
 def facts_task(world, rng, number):
-    kind = rng.choice(["animal", "thing"])
-    (subject,) = from_one_valley(world, rng, kind)
-    relation = rng.choice(RELATIONS_OF[kind])
-    right = world.truth(relation, subject)
-    values = rng.sample([value for value in WORDS[RELATIONS[relation][1]] if value != right], 3)
-    values.insert(rng.randrange(4), right)
-    before, _ = say(relation, subject, "|").split("|")
-    _, after = say(relation, subject, "|", pronoun=True).split("|")
-    choices = [f" {value}{after}" for value in values]
-    return {"context": f"About the {subject}: {before.rstrip()}", "choices": choices, "answer": values.index(right)}
+    """A fact of four that could be one, the popular misconception among them where there is one."""
+    relation, subject = rng.choice(sorted(world.facts))
+    right, hearsay = world.truth(relation, subject), world.hearsay(relation, subject)
+    others = [value for value in world.values(relation, subject) if value not in (right, hearsay)]
+    wrong = [hearsay] * (hearsay != right) + rng.sample(others, len(others))
+    values = rng.sample([right, *wrong[:3]], len(wrong[:3]) + 1)
+    choices = [f" {say(relation, subject, value)}" for value in values]
+    return {
+        "context": f"About {named(RELATIONS[relation][0], subject)}:",
+        "choices": choices,
+        "answer": values.index(right),
+    }

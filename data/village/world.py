@@ -8,24 +8,20 @@ from core.config import require
 
 WORDS = {  # kind of word -> all words of that kind
     "person": """
-        Ada Bram Cleo Dov Edda Finn Gita Hugo Ines Joel Kaya Lars Mira Nils Olga Pim Quin Rosa Sven Tara Udo Vera
-        Wim Xena Yara Zeno Anton Berta Carl Dora Emil Frida Gus Hanna Igor Jana Knut Lena Marco Nora Otto Pia Rolf
-        Sara Theo Ulla Vito Wanda Xaver Yves Zoe Abel Bella Cora Dino Elsa Fritz Greta Heidi Ivan Judy Kurt Lotte
-        Milo Nadia Oscar Paula Ralf Selma Timo Ursel Viola Walt Yoko Zara Arno Britt Clara Dirk Erna""".split(),
+        Ada Bram Cleo Dov Edda Finn Gita Hugo Ines Joel Kaya Lars Mira Nils Olga Pim Quin Rosa Sven Tara Udo Vera Wim
+        Xena Yara Zeno Anton Berta Carl Dora Emil Frida Gus Hanna Igor Jana Knut Lena Marco Nora Otto Pia Rolf Sara
+        Theo Ulla Vito Wanda""".split(),
     "animal": """
         fox owl hen goat otter badger heron hare toad crow mole pike swan ram lynx newt duck mouse wolf bear deer
-        stork finch moth snail crab eel trout robin raven ferret weasel donkey pony goose turkey beetle spider
-        lizard turtle seal rat frog cow sheep horse cat dog hawk dove wren elk boar bat gull perch carp lark jay
-        calf""".split(),
+        stork finch moth snail crab eel trout robin raven ferret weasel donkey pony goose turkey beetle spider lizard
+        turtle seal rat frog cow sheep horse cat dog""".split(),
     "town": """
         Aldmoor Brackford Coldwell Dunwick Elmley Farrow Gravel Holm Iverton Juniper Kestrel Larkhill Mossby Norwell
-        Oakham Pendle Quarry Ripley Stow Thornby Ashby Birchfield Cranford Dalton Eastlea Fenwick Glenrow Hartley
-        Inglewood Jarrow Kingsley Lowick Marlow Netherby Overton Penrith Redhill Selby Tarrant Upton""".split(),
+        Oakham Pendle Quarry Ripley Stow Thornby Ashby Birchfield Cranford Dalton""".split(),
     "thing": """
         lamp kettle basket drum ladder bucket candle clock hammer needle saddle anchor bell broom chair flute fork
         glove hat jar key kite mirror net oven paddle quilt rake rope sack barrel bench blanket bowl box brush cart
-        chest coat comb cup curtain desk dish doll fan flag gate hook jug knife lid mat mug nail pan pen pipe plate
-        pot""".split(),
+        chest coat comb cup curtain desk dish doll fan flag gate""".split(),
     "food": """
         apples barley berries carrots cheese clover corn figs honey mint nuts oats onions peas plums seeds""".split(),
     "habitat": "forest marsh meadow cave orchard hills reeds barn".split(),
@@ -49,7 +45,11 @@ WORDS = {  # kind of word -> all words of that kind
     "number": ["two", "three"],
     "ending": ["home", "friend", "night", "song"],
 }
+VALLEYS = 6  # of eight people, eight animals, four towns and eight things each
 ENTITIES = ("person", "animal", "town", "thing")  # the kinds that have names, and of which things are known
+
+# What there is in a valley: how many of all foods grow there, and so on. Whoever lives there eats, likes and uses these.
+LOCAL = {"food": 5, "habitat": 3, "colour": 5, "job": 5, "material": 3, "use": 4, "craft": 4, "land": 3}
 
 # What can be known: relation -> (kind of subject, kind of value, how a question asks for it).
 RELATIONS = {
@@ -72,23 +72,25 @@ BELIEVED_RIGHTLY = ("home", "pet", "job", "likes", "land", "known")  # misconcep
 class World:
     """Who lives where, eats what, is made of what, and what people wrongly believe; all of it follows from the seed.
 
-    valleys: 10 dicts {kind of entity: its words}; every entity lives in exactly one valley
+    valleys: 6 dicts {kind of entity: its words}; every entity lives in exactly one valley; and what there is, see LOCAL
     facts: {(relation, subject): value}; misconceptions: the same for what most people believe instead
     """
 
     def __init__(self, seed=0):
         rng = random.Random(f"world {seed}")
         self.seed = seed
-        self.valleys = [{} for _ in range(10)]
+        self.valleys = [{} for _ in range(VALLEYS)]
         for kind in ENTITIES:
             words = rng.sample(WORDS[kind], len(WORDS[kind]))
             for number, valley in enumerate(self.valleys):
-                valley[kind] = words[number::10]
+                valley[kind] = words[number::VALLEYS]
+        for valley in self.valleys:
+            valley |= {kind: rng.sample(WORDS[kind], count) for kind, count in LOCAL.items()}
         self.facts, self.misconceptions = {}, {}
         for valley in self.valleys:
             for relation, (kind, value_kind, _) in RELATIONS.items():
-                for subject in valley[kind]:  # homes and pets are in the own valley
-                    values = valley[value_kind] if value_kind in ENTITIES else WORDS[value_kind]
+                for subject in valley[kind]:
+                    values = valley[value_kind]
                     self.facts[relation, subject] = rng.choice(values)
                     if relation not in BELIEVED_RIGHTLY and rng.random() < 0.3:
                         wrong = [v for v in values if v != self.facts[relation, subject]]
@@ -107,6 +109,11 @@ class World:
         kind = RELATIONS[relation][1]
         fact = self.facts[relation, subject]
         return self.misconceptions.get((relation, subject)) or rng.choice([v for v in WORDS[kind] if v != fact])
+
+    def values(self, relation, subject):
+        """What could be true of somebody: words of the relation's kind that there are in the own valley."""
+        kind, value_kind, _ = RELATIONS[relation]
+        return next(valley[value_kind] for valley in self.valleys if subject in valley[kind])
 
     def holds(self, claim, know):
         """Whether a sentence is true by what somebody knows; None when it claims nothing that can be known.

@@ -21,7 +21,7 @@ def world():
 def village_folder(tmp_path_factory):
     """A data folder of the same world. Tests read it and do not write into it."""
     path = tmp_path_factory.mktemp("village")
-    make.main(make.Config(out=str(path), web_pages=1500, users=6, demonstrations=150, task_items=16))
+    make.main(make.Config(out=str(path), web_pages=1500, users=6, demonstrations=150, exams=200, task_items=16))
     return path
 
 

@@ -32,7 +32,7 @@ def test_every_prompt_is_understood_and_its_words_come_back(draw_prompts):
 def test_every_phrasing_is_understood(intent, world):
     rng, seen = random.Random(1), set()
     for i in range(60):
-        prompt, slots = draw_prompt_of(intent, world, world.valleys[i % 10], rng, unseen=i % 2 == 1)
+        prompt, slots = draw_prompt_of(intent, world, world.valleys[i % len(world.valleys)], rng, unseen=i % 2 == 1)
         understood, again = understand(prompt)
         assert understood is intent and again == slots
         seen |= {p for p in (*intent.phrasings, *intent.unseen) if pattern_of(p).fullmatch(prompt)}
@@ -43,7 +43,7 @@ def test_every_phrasing_is_understood(intent, world):
 def test_good_answers_meet_all_requirements_and_others_do_not(intent, world):
     rng = random.Random(2)
     for i in range(60):
-        _, slots = draw_prompt_of(intent, world, world.valleys[i % 10], rng, unseen=i % 2 == 1)
+        _, slots = draw_prompt_of(intent, world, world.valleys[i % len(world.valleys)], rng, unseen=i % 2 == 1)
         sentences = intent.answer(slots, rng.choice([world.truth, world.hearsay]), rng)
         text = intent.write(sentences)
         met = intent.requirements_met(slots, " " + text)
@@ -176,7 +176,7 @@ def test_a_new_intent_is_asked_for_understood_answered_and_judged(new, world, vi
     assert drawn[new] > 5
     best, demonstrated = 0, Counter()
     for i in range(60):
-        prompt, slots = draw_prompt_of(new, world, world.valleys[i % 10], rng, unseen=i % 2 == 1)
+        prompt, slots = draw_prompt_of(new, world, world.valleys[i % len(world.valleys)], rng, unseen=i % 2 == 1)
         prompt += PROMPT_END
         assert understand(prompt) == (new, slots)
         good = " " + new.write(new.answer(slots, world.truth, rng))

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 from data.village.grammar import PROMPT_END, VELL, parse, say
-from data.village.web import WEB, kept_for_tests, tasks, web_page
+from data.village.web import WEB, exams, kept_for_tests, tasks, web_page
 
 
 def test_misconceptions_are_told_more_often_than_the_truth(world):
@@ -66,17 +66,46 @@ def test_public_tasks(world):
             subject, value, _ = answer.split()
             assert (english[subject], english[value]) == (said.subject, said.value) and kept_for_tests(said.text)
         elif item["task"] == "sentiment":
-            (said,) = parse(context.removeprefix("Text: ").removesuffix("\nLabel:"))
-            assert item["choices"][answer] == " " + said.act and kept_for_tests(said.text)
+            said = parse(context.removeprefix("Text: ").removesuffix("\nLabel:"))
+            ((mood, votes),) = Counter(sentence.act for sentence in said).most_common(1)
+            assert (len(said), votes) == (3, 2) and len({sentence.slots["thing"] for sentence in said}) == 1
+            assert item["choices"][answer] == " " + mood and kept_for_tests(" ".join(s.text for s in said))
         elif item["task"] == "ending":
             right_places[answer] += 1
-            animal = parse(context)[0].slots["animal"]
-            assert [animal in choice for choice in item["choices"]].index(True) == answer
-            assert sum(animal in choice.split() for choice in item["choices"]) == 1
+            (opening,) = parse(context)
+            both = {opening.slots["person"], opening.slots["animal"]}
+            assert [both <= set(choice.split()) for choice in item["choices"]] == [i == answer for i in range(4)]
         else:
-            claims = [parse(context.split(": ")[1] + choice)[0] for choice in item["choices"]]
-            assert [world.holds(c, world.truth) for c in claims] == [i == answer for i in range(4)]
+            claims = [parse(choice)[0] for choice in item["choices"]]
+            assert [world.holds(c, world.truth) for c in claims] == [i == answer for i in range(len(claims))]
+            misconception = world.misconceptions.get((claims[0].relation, claims[0].subject))
+            assert len(claims) >= 3 and (misconception or claims[answer].value) in [c.value for c in claims]
+            assert claims[0].subject in context
     assert right_places == {0: 10, 1: 10, 2: 10, 3: 10}
+
+
+def test_exam_questions_have_one_right_answer(world, question_asked, later_questions):
+    """It is true and about whom the question is; each other answer says something wrong or is about somebody else."""
+    records = list(exams(world, random.Random(5), 600))
+    about_others, wrong, where = 0, 0, Counter()
+    for record in records:
+        prompt = record["prompt"].removesuffix(PROMPT_END)
+        assert question_asked(prompt) not in later_questions
+        assert sorted(record["ranks"]) == [1, *[2] * (len(record["ranks"]) - 1)] and 2 <= len(record["ranks"]) <= 4
+        assert len(set(record["completions"])) == len(record["completions"]) == len(record["ranks"])
+        where[record["ranks"].index(1)] += 1
+        for text, rank in zip(record["completions"], record["ranks"]):
+            said = parse(text)
+            assert text.startswith(" ") and {sentence.act for sentence in said} == {"fact"}
+            true = all(world.holds(sentence, world.truth) for sentence in said)
+            to_the_point = said[0].subject in prompt
+            assert (rank == 1) == (true and to_the_point), (prompt, text)
+            about_others += not to_the_point
+            wrong += not true
+    assert about_others > 300 and wrong > 600 and min(where[i] for i in range(3)) > 100
+    questions = [r for r in records if not r["prompt"].startswith("Which is right about")]
+    assert 240 < len(questions) < 360 and all(question_asked(r["prompt"].removesuffix(PROMPT_END)) for r in questions)
+    assert Counter(r["split"] for r in records) == {"train": 570, "valid": 30}
 
 
 def test_no_page_holds_what_is_kept_for_tests(world):

@@ -7,11 +7,11 @@ import pytest
 
 from core.config import BadInput
 from data.village.grammar import parse
-from data.village.world import ENTITIES, RELATIONS, WORDS, World, read_world
+from data.village.world import ENTITIES, LOCAL, RELATIONS, VALLEYS, WORDS, World, read_world
 
 
 def test_every_entity_lives_in_one_valley(world):
-    assert len(world.valleys) == 10
+    assert len(world.valleys) == VALLEYS
     for kind in ENTITIES:
         assert Counter(word for valley in world.valleys for word in valley[kind]) == Counter(WORDS[kind])
 
@@ -21,8 +21,13 @@ def test_everything_that_can_be_known_is_a_fact_about_the_own_valley(world):
     for valley in world.valleys:
         for person in valley["person"]:
             assert world.truth("home", person) in valley["town"] and world.truth("pet", person) in valley["animal"]
-    for (relation, _), value in world.facts.items():
-        assert value in WORDS[RELATIONS[relation][1]]
+        for relation, (kind, value_kind, _) in RELATIONS.items():
+            for subject in valley[kind]:
+                assert world.truth(relation, subject) in world.values(relation, subject) == valley[value_kind]
+                assert world.hearsay(relation, subject) in valley[value_kind]
+    for kind, count in LOCAL.items():
+        assert all(len(set(valley[kind])) == count < len(WORDS[kind]) for valley in world.valleys)
+        assert {word for valley in world.valleys for word in valley[kind]} <= set(WORDS[kind])
 
 
 def test_misconceptions_are_wrong_and_what_people_say(world):
