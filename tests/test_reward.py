@@ -316,7 +316,7 @@ def test_every_step_takes_the_gradient_of_the_mean_over_its_prompts(
         loss = torch.stack(losses).mean()
         assert_gradients(gradients, loss, model)
         assert logged[step]["loss"] == pytest.approx(loss.item(), abs=1e-4)
-        assert rate == pytest.approx(cosine_to_tenth(step, len(steps.calls), 8e-4))
+        assert rate == pytest.approx(cosine_to_tenth(step, len(steps.calls), 5e-4))
         loss.backward()
         optimizer_step(optimizer, model, rate, 1.0)
     n = math.ceil(len(rankings) / batch_size)
@@ -364,6 +364,18 @@ def test_evaluating_more_often_changes_nothing(data, run):
     for name, every in (("often", 1), ("rarely", 100)):
         reward.main(config(data, run, name=name, eval_every=every))
     assert same(weights_of(run / "often.pt"), weights_of(run / "rarely.pt"))
+
+
+def test_a_reward_model_can_be_gone_on_with(data, run):
+    """Its body and head are the start, and it ends where that leads, whatever the initial policy is called."""
+    reward.main(config(data, run, learning_rate=1e-2, epochs=6, name="school"))
+    reward.main(config(data, run, learning_rate=1e-9, name="after", reward_model=str(run / "school.pt"), init="none"))
+    school, after = weights_of(run / "school.pt"), weights_of(run / "after.pt")
+    assert school.keys() == after.keys() and not same(school, weights_of(run / "reward.pt"))
+    for name, weight in school.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-4, rtol=1e-4)
+    with pytest.raises(BadInput, match="scalar model is needed"):
+        reward.main(config(data, run, reward_model=str(run / "sft.pt")))
 
 
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_path_factory, monkeypatch, capsys):

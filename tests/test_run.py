@@ -18,7 +18,8 @@ from core.report import has
 from run import Config, main
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ["data", "pretrain", "sft", "ppo_init", "collect", "reward", "choose_sft", "ppo", "ppo_ptx", "evaluate"]
+STAGES = ["data", "pretrain", "sft", "ppo_init", "collect", "reward_init", "reward"]
+STAGES += ["choose_sft", "ppo", "ppo_ptx", "evaluate"]
 
 
 def start_run(out):
@@ -117,6 +118,20 @@ def test_own_rankings_in_the_run_folder_are_used_and_kept(killed, capsys, monkey
     assert "was not made here" in capsys.readouterr().out
     assert path.read_text() == own and done == ["reward"]
     path.write_text(simulated), stages.write_text(before)
+
+
+def test_data_without_exams_need_no_school(killed, tmp_path):
+    out, _ = killed
+    with_exams = run.stages(Config(out=str(tmp_path), data=str(out / "data")))
+    for file in (out / "data").iterdir():
+        if file.name != "exams.jsonl":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    without = run.stages(Config(out=str(tmp_path), data=str(tmp_path)))
+    names = [stage.name for stage in with_exams]
+    assert names == STAGES[1:] and [stage.name for stage in without] == [n for n in names if n != "reward_init"]
+    (reward_model,) = [stage.settings["reward_model"] for stage in with_exams if stage.name == "reward"]
+    assert reward_model == str(tmp_path / "reward_init.pt")
+    assert [stage.settings for stage in without if stage.name == "reward"] == [{}]
 
 
 def test_the_code_of_a_stage_is_found_through_its_imports():

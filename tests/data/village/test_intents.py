@@ -193,7 +193,7 @@ def test_a_new_intent_is_asked_for_understood_answered_and_judged(new, world, vi
         verdict = judge(prompt, wrong)
         assert (verdict["truthful"], verdict["fails the task"]) == (0, 0) and verdict["likert"] < 7
         assert flawed_answer(new, slots, world, world.valleys[0], rng).strip()
-    assert best > 48 and demonstrated[True] > (50 if new.exact else 4)
+    assert best > 48 and demonstrated[True] > (50 if new.exact else 0)
 
 
 def test_a_new_intent_comes_into_the_data_folder(new, tmp_path):

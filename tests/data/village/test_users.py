@@ -28,7 +28,7 @@ def test_requests_give_construction_something_to_do(world):
     assert removed["common prefix"] > 100 and removed["200 per user"] > 0 and removed["PII (train)"] > 0
     splits = {r["user"]: r["split"] for r in raw}
     assert all(splits[r["user"]] == r["split"] for r in [*raw, *kept])
-    assert Counter(splits.values()) == {"train": 70, "valid": 10, "test": 20}
+    assert Counter(splits.values()) == {"train": 42, "valid": 6, "test": 12}
 
 
 def test_users_ask_about_their_own_valley(world):
@@ -59,17 +59,17 @@ def test_seven_of_ten_questions_are_for_training(world):
         assert set(here) == set(SPLITS), intent.name
         drawn += here
     total = sum(drawn.values())
-    assert total > 2000
+    assert total > 1500
     for split, share in zip(SPLITS, (0.7, 0.1, 0.2)):
         assert drawn[split] / total == pytest.approx(share, abs=0.03)
 
 
 def test_whom_test_prompts_are_about_training_prompts_are_about_too(world):
     about = {split: set() for split in SPLITS}
-    for record in requests(world, random.Random(7), 12):
+    for record in requests(world, random.Random(7), 30):
         intent, slots = understand(record["prompt"])
         about[record["split"]].add(intent.about(slots))
-    assert len(about["test"]) > 100 and len(about["test"] & about["train"]) > 0.95 * len(about["test"])
+    assert len(about["test"]) > 80 and len(about["test"] & about["train"]) > 0.95 * len(about["test"])
 
 
 def test_a_question_is_the_same_in_all_wordings_and_about_others_another(world, draw_prompts, question_asked):
@@ -109,7 +109,7 @@ def phrased(intent, phrasings, prompt):
 
 def test_only_some_test_users_have_other_phrasings_and_their_prompts_say_so(world):
     flagged = Counter()
-    for record in requests(world, random.Random(10), 3):
+    for record in requests(world, random.Random(10), 6):
         intent = find_intent(record["intent"])
         text, flag = re.sub(COURTESY, "", record["prompt"]), record["unseen_phrasing"]
         assert flag is phrased(intent, intent.unseen, text) is not phrased(intent, intent.phrasings, text), text

@@ -1,6 +1,7 @@
 """Pages of the web, and the public tasks made of them."""
 
 import random
+import re
 from collections import Counter
 
 from data.village.grammar import PROMPT_END, VELL, parse, say
@@ -98,7 +99,7 @@ def test_exam_questions_have_one_right_answer(world, question_asked, later_quest
             said = parse(text)
             assert text.startswith(" ") and {sentence.act for sentence in said} == {"fact"}
             true = all(world.holds(sentence, world.truth) for sentence in said)
-            to_the_point = said[0].subject in prompt
+            to_the_point = said[0].subject in re.findall(r"\w+", prompt)
             assert (rank == 1) == (true and to_the_point), (prompt, text)
             about_others += not to_the_point
             wrong += not true
