@@ -23,8 +23,9 @@ import json
 import math
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from core.batches import generator
@@ -110,6 +111,7 @@ def gold_report(judge, records, texts):
     result["truthful_and_informative"] = sum(both) / len(both)
     flags = [key for key in verdicts[0] if key not in (*result, "informative", "names the entity")]
     result["flags"] = {flag: mean(verdicts, flag) for flag in flags}
+    result["flag_counts"] = {flag: sum(verdict[flag] is not None for verdict in verdicts) for flag in flags}
     by_use_case = defaultdict(list)
     for record, verdict in zip(records, verdicts):
         by_use_case[record["use_case"]].append(verdict)
@@ -325,6 +327,7 @@ def main(cfg):
         if key != "gpt":
             cost["kl"] = kl_of_answers(model, reference, tokenizer, prompts, answers[key])
         if items:
+            report["task_items"] = sum(item["split"] == "test" for item in items) // len({i["task"] for i in items})
             cost["tasks"] = {"zero_shot": task_scores(model, tokenizer, items)}
             if cfg.shots:
                 cost["tasks"]["few_shot"] = task_scores(model, tokenizer, items, cfg.shots)
@@ -347,8 +350,9 @@ def main(cfg):
             if group in report["reward_model"]:
                 report["reward_model"][group]["ceiling"] = accuracy_of_mean_taste(people, rankings)
         report["reward_model_probe"] = probe_reward_model(reward_model, tokenizer, judge, prompts)
-    shown = random.Random(cfg.seed).sample(range(len(prompts)), min(6, len(prompts)))
-    report["samples"] = [{"prompt": prompts[i], **{key: a[i][0] for key, a in answers.items()}} for i in shown]
+    report["samples"] = [
+        {"prompt": prompts[i], **{key: texts[i][0] for key, texts in answers.items()}} for i in prompts_to_show(test)
+    ]
     report["seconds"] = seconds_of_stages(out) | {"evaluate": time.time() - start}
     write_report(report, out)
 
@@ -361,6 +365,16 @@ def test_records(cfg, tokenizer, room):
         (unseen if record.get("unseen_phrasing") else known).append(record)
     known = rng.sample(known, min(cfg.prompts, len(known)))
     return known, rng.sample(unseen, min(cfg.unseen_prompts, len(unseen)))
+
+
+def prompts_to_show(records, count=6):
+    """Which prompts the report shows: of each of the commonest use cases the first by hash, so that nobody chooses. -> indices"""
+    use_cases = [use_case for use_case, _ in Counter(record.get("use_case") for record in records).most_common()]
+    by_hash = sorted(range(len(records)), key=lambda i: sha256(records[i]["prompt"].encode()).hexdigest())
+    first = {}
+    for i in by_hash:
+        first.setdefault(records[i].get("use_case"), i)
+    return [first[use_case] for use_case in use_cases[:count]]
 
 
 def best_temperature(sft, prompts, answer, compare, temperatures=(1.0, 0.7, 0.5, 0.3, 0.0)):

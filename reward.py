@@ -47,6 +47,8 @@ class Config(Training):
     comparisons: str = ""  # these rankings instead
     init: str = ""  # policy whose body the reward model starts from; default: OUT/ppo_init.pt
     reward_model: str = ""  # reward model to go on with, instead
+    replay: str = ""  # rankings that it knows already, mixed among the others so that it does not forget them
+    replayed: int = 3000  # how many of them
     name: str = "reward"  # writes OUT/NAME.pt and OUT/NAME.jsonl
     epochs: PositiveInt = 1  # passes over the rankings                                      paper: 1; more overfits
     batch_size: PositiveInt = 4  # prompts per step                                          paper: 64
@@ -159,7 +161,9 @@ def main(cfg):
         model = load_scalar_model(init, cfg, device, tokenizer_spec)
     else:
         supervised = load_policy(init, cfg, device, tokenizer_spec, sharded=False)
-        torch.manual_seed(cfg.seed)  # of the new head: the first process may have collected, and drawn numbers, meanwhile
+        torch.manual_seed(
+            cfg.seed
+        )  # of the new head: the first process may have collected, and drawn numbers, meanwhile
         model = configure_model(ScalarModel.from_gpt(supervised), cfg)  # the supervised model without its unembedding
         del supervised
     block_size = model.config.block_size
@@ -168,17 +172,27 @@ def main(cfg):
     require(train, f"{path}: no ranking of the training split has two answers that differ, fit and do not tie")
     require(valid, f"{path}: no ranking of the validation split is left to measure accuracy on")
 
-    rankings, batch_size = train, cfg.batch_size
+    replay = [r for r in read_comparisons(cfg.replay) if r["split"] == "train"] if cfg.replay else []
+    rankings = train + encode_rankings(replay[: cfg.replayed], tokenizer, block_size)
+    batch_size = cfg.batch_size
     if cfg.shuffle_pairs:  # as many comparisons per step
-        rankings = single_pairs(train)
-        batch_size = max(1, round(cfg.batch_size * len(rankings) / len(train)))
+        batch_size = max(1, round(cfg.batch_size * len(single_pairs(rankings)) / len(rankings)))
+        rankings = single_pairs(rankings)
     batches = ShuffledBatches([max(map(len, r.rows)) for r in rankings], batch_size, cfg.seed)
     steps = cfg.epochs * len(batches)
     optimizer = adamw(model, cfg.learning_rate, cfg.weight_decay)
     groups = by_group(valid)
     columns = ["loss", "train_accuracy", *(f"accuracy_{group}" for group in groups), "learning_rate", "grad_norm"]
     log = Log(out / f"{cfg.name}.jsonl", steps, " ".join(columns))
-    state = TrainingState(out, cfg.name, cfg, [cfg.data, init, path], model=model, optimizer=optimizer, log=log)
+    state = TrainingState(
+        out,
+        cfg.name,
+        cfg,
+        [cfg.data, init, *filter(None, [cfg.replay]), path],
+        model=model,
+        optimizer=optimizer,
+        log=log,
+    )
     if state.already_finished():
         return
     first_step = state.resume()

@@ -73,7 +73,9 @@ def stages(cfg):
     # App. C.2: before it sees a labeler's ranking, the reward model learns from public question answering
     exams = Path(cfg.data or f"{out}/data") / "exams.jsonl"
     school = {"name": "reward_init", "comparisons": str(exams), "batch_size": 16, "learning_rate": 8e-4}
-    after_school = {"reward_model": f"{out}/reward_init.pt"} if exams.exists() or not cfg.data else {}
+    after_school = {"reward_model": f"{out}/reward_init.pt", "replay": str(exams)}
+    if cfg.data and not exams.exists():
+        after_school = {}
     ptx = {"ptx_coef": cfg.ptx_coef}
     world = ["corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl", "prefixes.jsonl"]
     world = [f"data/{file}" for file in (*world, "tasks.jsonl", "exams.jsonl", "village.json", "tokenizer.json")]

@@ -40,12 +40,14 @@ class Config(Device):
 
 
 def numbers(text):
-    """"0,0.1" -> [0.0, 0.1], BadInput for anything else."""
+    """ "0,0.1" -> [0.0, 0.1], BadInput for anything else."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    require(values and all(0 <= value < 1e6 for value in values), f"--kl_coefs {text}: must be numbers of 0 or more, a,b")
+    require(
+        values and all(0 <= value < 1e6 for value in values), f"--kl_coefs {text}: must be numbers of 0 or more, a,b"
+    )
     return values
 
 

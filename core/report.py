@@ -180,7 +180,11 @@ def tax_section(report):
             name = f"{model['name']}, {shots.replace('_', '-')}"
             rows.append([name, f"{model['corpus_loss']:.3f}", *(percent(accuracy[task]) for task in tasks)])
     head = ["", "corpus loss", *tasks]
-    return f"## Alignment tax: loss on the web, accuracy on its public tasks\n\n{table(head, rows)}"
+    title = "## Alignment tax: loss on the web, accuracy on its public tasks"
+    if "task_items" in report:
+        error = 100 * 1.96 * math.sqrt(0.25 / report["task_items"])
+        title += f" ({report['task_items']} items each: ± {error:.0f} points at 50 %)"
+    return f"{title}\n\n{table(head, rows)}"
 
 
 def task_names(models):
@@ -193,7 +197,9 @@ def flag_section(report):
     if not has(report, "flags"):
         return ""
     models = list(report["models"].values())
-    rows = [[flag, *(percent(model["flags"][flag]) for model in models)] for flag in models[0]["flags"]]
+    rows = []
+    for flag, count in models[0]["flag_counts"].items():
+        rows.append([f"{flag} (n = {count})", *(percent(model["flags"][flag]) for model in models)])
     if has(report, "misconceptions"):
         count = models[0]["misconceptions"]["n"]
         for key, words in (("truthful", "truthful"), ("truthful_and_informative", "truthful and informative")):

@@ -122,8 +122,8 @@ def whose_turn(groups, split, rng):
 
 
 def prompts_to_rank(cfg, split, tokenizer, limit, rng):
-    """Prompts (str) of at most `limit` tokens. A fifth of the training ones are the labelers' own, as in Table 6; where
-    more are asked for than there are, they come again, with other answers."""
+    """Prompts (str) of at most `limit` tokens. Half of the training ones are the labelers' own; where more are
+    asked for than there are, they come again, with other answers."""
     customers = [record["prompt"] for record in with_room(read_prompts(cfg.data, split), tokenizer, limit)]
     rng.shuffle(customers)
     if split == "valid":

@@ -1,5 +1,6 @@
 """The evaluation's arithmetic: preferences, intervals, tasks, best-of-n."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -109,7 +110,8 @@ def test_gold_report_leaves_out_what_was_not_asked():
 
     records = [{"prompt": "open", "use_case": "a"}, {"prompt": "closed", "use_case": "b"}]
     result = evaluate.gold_report(Judge(), records, ["x", "y"])
-    assert result["flags"] == {"hallucination": 1.0} and result["likert_by_use_case"] == {"a": 3.0, "b": 3.0}
+    assert result["flags"] == {"hallucination": 1.0} and result["flag_counts"] == {"hallucination": 1}
+    assert result["likert_by_use_case"] == {"a": 3.0, "b": 3.0}
     assert "misconceptions" not in result
     assert result["names_the_entity"] == 1.0 and result["truthful"] == result["truthful_and_informative"] == 0.5
     both = evaluate.gold_report(Judge(), records[:1] * 4, ["y", "x", "z", "y"])
@@ -139,6 +141,16 @@ def test_prompts_in_unseen_phrasings_are_apart(tmp_path, tokenizer):
     known, unseen = evaluate.test_records(replace(cfg, prompts=100, unseen_prompts=100), tokenizer, 64)
     assert len(known) == 25 and len(unseen) == 10
     assert evaluate.test_records(replace(cfg, unseen_prompts=0), tokenizer, 64)[1] == []
+
+
+def test_shown_prompts_are_the_first_by_hash_of_each_of_the_commonest_use_cases():
+    records = [{"prompt": f"{i}?", "use_case": "abbcccddddeeeeeffffffggggggg"[i]} for i in range(28)]
+    shown = evaluate.prompts_to_show(records)
+    assert [records[i]["use_case"] for i in shown] == list("gfedcb")
+    for i in shown:
+        of_its_kind = [r["prompt"] for r in records if r["use_case"] == records[i]["use_case"]]
+        assert records[i]["prompt"] == min(of_its_kind, key=lambda text: hashlib.sha256(text.encode()).digest())
+    assert evaluate.prompts_to_show([{"prompt": "x"}, {"prompt": "y"}]) in ([0], [1]), "data without use cases"
 
 
 # ---------------------------------------------------------------------------------------------------- rivals

@@ -156,6 +156,22 @@ def test_run_is_one_process(tmp_path, monkeypatch):
         main(Config(out=str(tmp_path)))
 
 
+def test_over_optimisation_under_two_coefficients(killed, capsys):
+    from ablations import over_optimisation
+
+    out, _ = killed
+    cfg = over_optimisation.Config(data=str(out / "data"), out=str(out), kl_coefs="0,5", iterations=4, threads=2)
+    over_optimisation.main(replace(cfg, sample_every=1, sample_prompts=6))
+    found, printed = json.loads((out / "kl_coef.json").read_text()), capsys.readouterr().out
+    assert set(found["curves"]) == {"0.0", "5.0"} and (out / "kl_coef.md").read_text() in printed
+    for curve in found["curves"].values():
+        assert [point["iteration"] for point in curve] == [0, 1, 2, 3]
+        assert all(1 <= point["gold"][0] <= 7 and math.isfinite(point["score"][0]) for point in curve)
+    assert found["curves"]["0.0"][0] == found["curves"]["5.0"][0] and found["curves"]["0.0"] != found["curves"]["5.0"]
+    over_optimisation.main(replace(cfg, sample_every=1, sample_prompts=6))
+    assert "finished" in capsys.readouterr().out, "what is there is not trained again"
+
+
 def test_the_alternatives_on_one_table(killed, capsys):
     """The run's models, then a method of each script that has no such test of its own, in small: a row for each."""
     from alternatives import compare

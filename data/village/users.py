@@ -107,7 +107,9 @@ COURTESIES = [" Please.", " Thanks!"]
 
 def personal_details(rng):
     """What users should rather not add to a request: a telephone number or an address."""
-    return rng.choice([f" My number is 555-{rng.randint(1000, 9999)}.", f" Write to user{rng.randint(0, 59)}@post.vil."])
+    return rng.choice(
+        [f" My number is 555-{rng.randint(1000, 9999)}.", f" Write to user{rng.randint(0, 59)}@post.vil."]
+    )
 
 
 PREFIXES = [  # GPT (prompted): written by hand for this village; each model's best is chosen by reward-model score

@@ -5,6 +5,7 @@ it corrects them. Adding a page: write a function (world, rng) -> str and give i
 """
 
 import hashlib
+from random import Random
 
 from data.village.grammar import (
     PROMPT_END,
@@ -272,45 +273,58 @@ WEB = {  # page -> how many of a hundred
 # ---------------------------------------------------------------------------------------------------- school exams
 
 
+EXAM_TEXTS = ("animal", "person", "thing", "town", "gifts", "todo", "hello", "ill", "letter", "story")  # they say facts
+
+
 def exams(world, rng, count):
     """Yield multiple-choice questions, up to four answers each, as rankings: records like those of comparisons.jsonl.
 
     They stand for ARC, OpenBookQA and the like, from which the paper's reward model knew something of the world before
-    it saw a labeler's ranking (App. C.2). Wrong answers say what is not true, or what is true of somebody else. Half of
-    them are questions that users ask, too, of the training split. A twentieth are for validation.
+    it saw a labeler's ranking (App. C.2). A twentieth are for validation.
     """
     for number in range(count):
-        valley, kind = rng.choice(world.valleys), rng.choices(ENTITIES, (6, 8, 3, 4))[0]
-        if rng.random() < 0.5:
-            intent = find_intent("question")
-            prompt, slots = draw_prompt_of(intent, world, valley, rng)
-            relations, (kind, subject) = [slots["relation"]], intent.about(slots)
+        yield exam(world, rng) | {"labeler": "exam", "split": "valid" if number % 20 == 0 else "train"}
+
+
+def exam(world, rng):
+    """One question: a fact is asked for, as users of the training split do, or which of some texts is right.
+
+    Wrong answers say something that is not true, or are about somebody else.
+    """
+    intent = find_intent("question" if rng.random() < 0.25 else rng.choice(EXAM_TEXTS))
+    question, slots = draw_prompt_of(intent, world, rng.choice(world.valleys), rng)
+    kind, subject = intent.about(slots)
+    if intent.name != "question":
+        question = f"Which is right about {named(kind, subject)}?"
+    seed, said = rng.random(), []
+
+    def answer(know, slots=slots):
+        return intent.write(intent.answer(slots, know, Random(seed)))
+
+    def truth(relation, subject):
+        said.append((relation, subject))
+        return world.truth(relation, subject)
+
+    right = answer(truth)
+    answers = {right}
+    for fact in rng.choices(said, k=9):  # not every fact that comes to mind stands in the text
+        if len(answers) == 4:
+            break
+        if rng.random() < 0.3:
+            other = rng.choice([word for word in WORDS[kind] if word != subject])
+            answers.add(answer(world.truth, slots | {kind: other}))
         else:
-            subject = rng.choice(valley[kind])
-            relations = rng.sample(RELATIONS_OF[kind], min(rng.randint(1, 3), len(RELATIONS_OF[kind])))
-            prompt = f"Which is right about {named(kind, subject)}?"
-        right = " ".join(describe(subject, relations, world.truth))
-        answers = [right, *(wrong_answer(world, rng, kind, subject, relations) for _ in range(3))]
-        answers = rng.sample(sorted(set(answers)), len(set(answers)))
-        yield {
-            "prompt": prompt + PROMPT_END,
-            "completions": [f" {answer}" for answer in answers],
-            "ranks": [1 if answer == right else 2 for answer in answers],
-            "labeler": "exam",
-            "split": "valid" if number % 20 == 0 else "train",
-        }
-
-
-def wrong_answer(world, rng, kind, subject, relations):
-    """Some facts about a subject, one of them wrong; or facts about another subject."""
-    if rng.random() < 0.3:
-        other = rng.choice([word for word in WORDS[kind] if word != subject])
-        return " ".join(describe(other, relations, world.truth))
-    slip = rng.choice(relations)
-    values = rng.choice([world.values(slip, subject), WORDS[RELATIONS[slip][1]]])  # what could be true, and what could not
-    claimed = {relation: world.truth(relation, subject) for relation in relations}
-    claimed[slip] = rng.choice([value for value in values if value != claimed[slip]])
-    return " ".join(describe(subject, relations, lambda relation, _: claimed[relation]))
+            values = rng.choice([world.values(*fact), WORDS[RELATIONS[fact[0]][1]]])
+            slip = rng.choice([value for value in values if value != world.truth(*fact)])
+            answers.add(answer(lambda *asked: slip if asked == fact else world.truth(*asked)))  # noqa: B023
+    if len(answers) == 1:
+        return exam(world, rng)
+    answers = rng.sample(sorted(answers), len(answers))
+    return {
+        "prompt": question + PROMPT_END,
+        "completions": [f" {text}" for text in answers],
+        "ranks": [1 if text == right else 2 for text in answers],
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- public tasks

@@ -36,6 +36,7 @@ def fake_report(names=SIX, village=True):
                 model["unseen_phrasings"] = unseen | {"win_rate": model["win_rate"]}
             model["likert"] = rng.uniform(1, 7)
             model["flags"] = {"fails the task": rng.random(), "satisfies the constraint": None}
+            model["flag_counts"] = {"fails the task": 43, "satisfies the constraint": 0}
             model["likert_by_use_case"] = {case: rng.uniform(1, 7) for case in ("brainstorming", "open qa")}
             model["misconceptions"] = {"truthful": rng.random(), "truthful_and_informative": rng.random(), "n": 12}
             model["harmless_when_asked_for_harm"] = {"mean": rng.random(), "n": 21}
@@ -140,8 +141,8 @@ def test_every_number_lands_in_its_cell():
         model["harmless_when_asked_for_harm"] = {"mean": 1 - i / 10, "n": 21}
         model["likert_by_use_case"]["open qa"] = 1 + i
     flags = reporting.flag_section(report)
-    assert cells(flags, "fails the task") == ["fails the task", "0 %", "10 %", "20 %", "30 %", "40 %", "50 %"]
-    assert cells(flags, "satisfies the constraint")[1:] == ["-"] * 6
+    assert cells(flags, "fails the task (n = 43)") == ["fails the task (n = 43)", "0 %", "10 %", "20 %", "30 %", "40 %", "50 %"]
+    assert cells(flags, "satisfies the constraint (n = 0)")[1:] == ["-"] * 6
     rude = "harmless when asked for an insult (n = 21)"
     assert cells(flags, rude) == [rude, "100 %", "90 %", "80 %", "70 %", "60 %", "50 %"]
     assert cells(reporting.use_case_section(report), "open qa")[1:] == ["1.00", "2.00", "3.00", "4.00", "5.00", "6.00"]
