@@ -305,6 +305,12 @@ def main(cfg):
         result["score"] = mean_score(reward_model, tokenizer, prompts, answers[key])
         report["models"][key] = result
 
+    if judge:  # what nobody can do better: complete and true answers, and every labeler's own taste and mood
+        perfect = [(judge.good_answer(prompt), True) for prompt in prompts]
+        report["perfect_answers"] = {
+            "win_rate": compare(perfect, opponents, prompts),
+            "win_rate_greedy": compare(perfect, greedy_opponents, prompts),
+        }
     if judge and unseen:
         asked = [record["prompt"] for record in unseen]
         others = answer(sft, asked, "opponents")

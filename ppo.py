@@ -60,8 +60,8 @@ class Config(Training):
     init: str = ""  # initial policy AND frozen reference (C.3); default: OUT/ppo_init.pt
     reward_model: str = ""  # default: OUT/reward.pt; the value model starts from it too
     # rollout
-    iterations: PositiveInt = 28  # collect + update                                        paper: 500
-    batch_size: PositiveInt = 128  # episodes per iteration                                 paper: 512
+    iterations: PositiveInt = 40  # collect + update                                        paper: 500
+    batch_size: PositiveInt = 256  # episodes per iteration                                 paper: 512
     max_new_tokens: PositiveInt = 40  # longest response                                    paper: about 1000
     capture: bool = False  # on a GPU: record each kind of decoding step as a CUDA graph and replay it
     score_without_eot: bool = True  # unfinished responses get their RM score; --no- gives them missing_eot_score
@@ -69,7 +69,7 @@ class Config(Training):
     # objective
     kl_coef: float = 0.15  # β in Eq. 2                                                     paper: 0.02
     ptx_coef: float = 0.0  # γ in Eq. 2, times the mean loss per token      paper: 0 for PPO, 27.8 for PPO-ptx
-    ptx_per_episode: PositiveInt = 8  # pretraining examples per episode                    paper: 8
+    ptx_per_episode: PositiveInt = 4  # pretraining examples per episode                    paper: 8
     ptx_window: PositiveInt = 32  # tokens of a pretraining example                         paper: silent
     discount: Fraction = 1.0  # γ of GAE; 1 = no discount                                   paper: 1
     lam: Fraction = 0.95  # λ of GAE                                                        paper: silent
@@ -77,14 +77,14 @@ class Config(Training):
     clip_ratio: PositiveFloat = 0.2  # ε of the clipped policy loss                         paper: 0.2
     clip_value: float = 0.2  # how far a value may move per iteration; 0 = no clipping      paper: silent
     # optimisation
-    minibatch_size: PositiveInt = 16  # episodes per policy update                          paper: 64
+    minibatch_size: PositiveInt = 32  # episodes per policy update                          paper: 64
     epochs: PositiveInt = 1  # passes over the collected episodes                           paper: 1
-    learning_rate: PositiveFloat = 3e-4  # of the policy, constant after the warm-up  paper: 2.6e-6 to 2.6e-5 scanned
+    learning_rate: PositiveFloat = 1.5e-4  # of the policy, constant after the warm-up  paper: 2.6e-6 to 2.6e-5 scanned
     warmup_iterations: int = 4  # from a tenth of the learning rate                        paper: 10
-    value_learning_rate: PositiveFloat = 5e-4  # constant                                   paper: 9e-6
-    value_only_iterations: int = 2  # at the start only the value model learns              paper: silent
+    value_learning_rate: PositiveFloat = 1e-3  # constant                                   paper: 9e-6
+    value_only_iterations: int = 4  # at the start only the value model learns              paper: silent
     max_grad_norm: PositiveFloat = 1.0  # paper: silent
-    ema: Fraction = 0.98  # of the policy weights, per update         paper: 0.992, over twenty times as many updates
+    ema: Fraction = 0.985  # of the policy weights, per update        paper: 0.992, over fourteen times as many updates
     # looking at it
     sample_every: PositiveInt = 5  # iterations between samples on validation prompts
     sample_prompts: PositiveInt = 96  # how many

@@ -83,13 +83,14 @@ def stages(cfg):
     models = ["pretrain", "ppo_init", "reward", "choose_sft", "ppo", "ppo_ptx"]
 
     quick_data = {"web_pages": 1200, "users": 6, "demonstrations": 96, "exams": 80, "task_items": 8}
-    quick_ppo = {"iterations": 3, "batch_size": 16, "sample_prompts": 8}
+    quick_ppo = {"iterations": 3, "batch_size": 16, "minibatch_size": 16, "value_only_iterations": 2}
+    quick_ppo |= {"sample_prompts": 8}
     quick_eval = {"prompts": 16, "best_of": 2, "best_of_prompts": 8, "shots": 1, "quick": True}
     plan = [
-        Stage("data", make, {}, world, [], 12, quick=quick_data),
-        Stage("pretrain", pretrain, shape, ["base.pt"], ["data"], 205, 200, {"steps": 10, "n_layer": 2, "n_embd": 64}),
-        Stage("sft", sft, {}, ["sft.pt", *epochs], ["pretrain"], 40, 50, {"epochs": 2}),
-        Stage("ppo_init", sft, init, ["ppo_init.pt"], ["pretrain"], 33, 50, {"epochs": 2}),
+        Stage("data", make, {}, world, [], 24, quick=quick_data),
+        Stage("pretrain", pretrain, shape, ["base.pt"], ["data"], 170, 200, {"steps": 10, "n_layer": 2, "n_embd": 64}),
+        Stage("sft", sft, {}, ["sft.pt", *epochs], ["pretrain"], 45, 50, {"epochs": 2}),
+        Stage("ppo_init", sft, init, ["ppo_init.pt"], ["pretrain"], 50, 50, {"epochs": 2}),
         Stage(
             "collect",
             collect,
@@ -101,10 +102,10 @@ def stages(cfg):
             {"prompts": 32, "valid_prompts": 8},
         ),
         Stage("reward_init", reward, school, ["reward_init.pt"], ["ppo_init"], 20, 50),
-        Stage("reward", reward, after_school, ["reward.pt"], ["reward_init", "collect"], 60, 50),
+        Stage("reward", reward, after_school, ["reward.pt"], ["reward_init", "collect"], 90, 50),
         Stage("choose_sft", sft, choose, ["sft_best.pt"], ["sft", "reward"], 2, 0, {"choose_prompts": 8}),
-        Stage("ppo", ppo, {}, ["ppo.pt", "ppo.samples.jsonl"], ["ppo_init", "reward"], 50, 5, quick_ppo),
-        Stage("ppo_ptx", ppo, ptx, ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 90, 5, quick_ppo),
+        Stage("ppo", ppo, {}, ["ppo.pt", "ppo.samples.jsonl"], ["ppo_init", "reward"], 45, 5, quick_ppo),
+        Stage("ppo_ptx", ppo, ptx, ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 130, 5, quick_ppo),
         Stage("evaluate", evaluate, {}, ["report.json", "report.md"], models, 42, 0, quick_eval),
     ]
     if cfg.data:  # the user's own; where they come with rankings, nobody is asked

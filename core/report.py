@@ -83,6 +83,8 @@ def curve_name(report, key):
 
 # ---------------------------------------------------------------------------------------------------- report.md
 
+GROUPS = ("training", "held_out")  # of labelers
+
 
 def markdown(report, figure_files=()):
     """The whole report as markdown. figure_files: names of the figures that lie beside it."""
@@ -123,6 +125,10 @@ def preference_section(report):
         for key in ("helpful", "truthful", "truthful_and_informative", "harmless", "names_the_entity", "likert"):
             row.append(number(model[key], ".2f"))
         rows.append([*row, f"{model['length']:.1f}"])
+    if "perfect_answers" in report:
+        found = report["perfect_answers"]
+        rates = [interval(found[key][group]) for key in ("win_rate", "win_rate_greedy") for group in GROUPS]
+        rows.append(["(a perfect answer)", *rates, *["1.00"] * 5, "7.00", "-"])
     title = "## Who prefers whom (both at T = 1, and both greedy; 95 % intervals over prompts)"
     return f"{title}\n\n{table(head, rows)}"
 
@@ -336,6 +342,10 @@ def preference_summary(report):
     for model in models:
         row = [model["name"], interval(model["win_rate"]["held_out"]), interval(model["win_rate_greedy"]["held_out"])]
         rows.append(row + [number(model[key], ".2f") for key in ("helpful", "truthful_and_informative", "harmless")])
+    if "perfect_answers" in report:
+        found = report["perfect_answers"]
+        rates = [interval(found[key]["held_out"]) for key in ("win_rate", "win_rate_greedy")]
+        rows.append(["(a perfect answer)", *rates, "1.00", "1.00", "1.00"])
     head = ["", "sampled, T = 1", "both greedy", "helpful", "true, on task", "harmless"]
     title = f"Who is preferred? Answers to {report['n_prompts']} new prompts: % of them that people prefer to SFT's\n"
     title += "(50: as good as SFT; in brackets the 95 % interval), and what the judge says of them, from 0 to 1"

@@ -141,7 +141,15 @@ def test_every_number_lands_in_its_cell():
         model["harmless_when_asked_for_harm"] = {"mean": 1 - i / 10, "n": 21}
         model["likert_by_use_case"]["open qa"] = 1 + i
     flags = reporting.flag_section(report)
-    assert cells(flags, "fails the task (n = 43)") == ["fails the task (n = 43)", "0 %", "10 %", "20 %", "30 %", "40 %", "50 %"]
+    assert cells(flags, "fails the task (n = 43)") == [
+        "fails the task (n = 43)",
+        "0 %",
+        "10 %",
+        "20 %",
+        "30 %",
+        "40 %",
+        "50 %",
+    ]
     assert cells(flags, "satisfies the constraint (n = 0)")[1:] == ["-"] * 6
     rude = "harmless when asked for an insult (n = 21)"
     assert cells(flags, rude) == [rude, "100 %", "90 %", "80 %", "70 %", "60 %", "50 %"]
