@@ -74,8 +74,14 @@ class Run:
         return load_scalar_model(self.out / f"{name}.pt", self.cfg, self.device, self.tokenizer_spec, sharded=False)
 
     def new_scalar_model(self, policy):
-        """A scalar model with a copy of the policy's body, as reward.py starts from."""
+        """A scalar model with a copy of the policy's body."""
         return configure_model(ScalarModel.from_gpt(policy), self.cfg, sharded=False)
+
+    def new_reward_model(self, policy):
+        """What a reward model starts from: OUT/reward_init.pt, which reward.pt started from, or else the policy's body."""
+        if (self.out / "reward_init.pt").exists():
+            return self.load_scalar_model("reward_init")
+        return self.new_scalar_model(policy)
 
     def prompts(self, model, split, limit=None):
         """Prompts (str) of a split that leave room for a response."""

@@ -75,15 +75,15 @@ METHODS = {
     "rest": Method("ReST", rest, {}, ["reward"]),
     "rejection": Method("rejection sampling", rejection, {"ppo_iterations": 0}, ["reward"]),
     "rejection_ppo": Method("rejection sampling + PPO", rejection, {}, ["reward"]),
-    "llama2": Method("two reward models", llama2, {}, ["rankings"]),
+    "llama2": Method("two reward models", llama2, {}, ["rankings", "school"]),
     "llama2_linear": Method(
-        "two reward models, linear", llama2, {"linear": 0.5, "name": "llama2_linear"}, ["rankings"]
+        "two reward models, linear", llama2, {"linear": 0.5, "name": "llama2_linear"}, ["rankings", "school"]
     ),
-    "rlaif": Method("RLAIF", rlaif, {}, ["reader"]),
+    "rlaif": Method("RLAIF", rlaif, {}, ["reader", "school"]),
     "rlaif_direct": Method("RLAIF, direct", rlaif, {"direct": True}, ["reader"]),
     "helpful": Method("helpful only", constitutional, {}, []),
     "cai_sl": Method("SL-CAI", constitutional, {}, ["reader"]),
-    "cai": Method("RL-CAI", constitutional, {}, ["reader", "rankings"]),
+    "cai": Method("RL-CAI", constitutional, {}, ["reader", "rankings", "school"]),
     "hir": Method("HIR", hir, {}, ["rankings"]),
 }
 ON_REQUEST = ("llama2_linear",)  # only if --methods names it
@@ -155,7 +155,9 @@ def costs_of_run(out, tokenizer):
     ranked = cost_of_rankings(read_comparisons(rankings_file(out)), tokenizer)
     nothing = {"labels": 0, "tokens": 0, "seconds": 0.0}
     costs = {"sft": nothing, "ppo_init": nothing, "rankings": ranked | {"seconds": seconds["collect"]}}
-    costs["reward"] = costs["best_of_n"] = ranked | {"seconds": seconds["collect"] + seconds["reward"]}
+    costs["school"] = nothing | {"seconds": seconds["reward_init"]}  # before a reward model sees rankings
+    to_a_reward_model = sum(seconds[stage] for stage in ("collect", "reward_init", "reward"))
+    costs["reward"] = costs["best_of_n"] = ranked | {"seconds": to_a_reward_model}
     for name in ("ppo", "ppo_ptx"):
         cost = {"tokens": ranked["tokens"] + sampled_by_ppo(out, name)}
         costs[name] = ranked | cost | {"seconds": costs["reward"]["seconds"] + seconds[name]}
@@ -167,7 +169,7 @@ def cost_of(name, checkpoint, costs, seconds):
     if name not in METHODS:
         return costs[name]
     cost = dict(checkpoint["cost"])  # labels and tokens of rankings are in it
-    built = {"rankings": costs["rankings"]["seconds"], "reward": costs["reward"]["seconds"]}
+    built = {part: costs[part]["seconds"] for part in ("rankings", "school", "reward")}
     built["reader"] = seconds.get("pages", 0.0) + seconds.get("reader", 0.0)
     cost["seconds"] += sum(built[part] for part in METHODS[name].builds_on)
     return cost

@@ -16,7 +16,7 @@ Reads as a variation on sft.py, reward.py and ppo.py. The principles are constit
   5. RL-CAI     PPO against it, from SL-CAI, on usual and red-team prompts (ppo.py)
 
 Deviations: critiques, revisions and labels are written by a model that has read how people write them
-(data/village/feedback.py), where the paper prompts the helpful model itself with examples: a million parameters do not
+(data/village/feedback.py), where the paper prompts the helpful model itself with examples: half a million parameters do not
 learn from examples in a prompt. The helpful model is fine-tuned, not trained by RLHF, and answers a usual prompt once
 (paper: twice). Red-team prompts are the village's, all of its training split: few are different, so they come
 several times. Four principles, not sixteen.
@@ -151,7 +151,7 @@ def ai_feedback(run, model, critic, principles, prompts, rng):
 
 def preference_model(run, start, rankings, pairs):
     """Step 4: every batch holds people's rankings and AI-labelled pairs; both losses weigh the same."""
-    cfg, model, rng = run.cfg, run.new_scalar_model(start), run.generator("preference model")
+    cfg, model, rng = run.cfg, run.new_reward_model(start), run.generator("preference model")
     n_pairs = max(1, round(len(pairs) * cfg.batch_size / len(rankings)))  # as many as make one pass over them
 
     def loss_of(indices):

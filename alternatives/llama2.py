@@ -229,7 +229,7 @@ def train_reward_model(run, start, rankings, margin, rng, safe=()):
 
     safe: {ids of prompt + answer: 1.0 or 0.0}, for the classification loss on the answers that are in it.
     """
-    cfg, model = run.cfg, run.new_scalar_model(start)
+    cfg, model = run.cfg, run.new_reward_model(start)
 
     def loss_of(indices):
         batch = [rankings[i] for i in indices]

@@ -100,8 +100,8 @@ def label(run, policy, labeler):
 
 
 def distil(run, start, pairs):
-    """Step 2: a scalar model that starts from a policy learns [(ids of prompt + first, ids of prompt + second, p)]."""
-    cfg, model = run.cfg, run.new_scalar_model(start)
+    """Step 2: a scalar model that starts where reward.py does learns [(ids of prompt + first, ids of prompt + second, p)]."""
+    cfg, model = run.cfg, run.new_reward_model(start)
     lengths = [max(len(first), len(second)) for first, second, _ in pairs]
 
     def loss_of(indices):
