@@ -67,7 +67,7 @@ class Config(Training):
     score_without_eot: bool = True  # unfinished responses get their RM score; --no- gives them missing_eot_score
     missing_eot_score: Real = -3.0  # used only with --no-score_without_eot
     # objective
-    kl_coef: float = 0.15  # β in Eq. 2                                                     paper: 0.02
+    kl_coef: float = 0.06  # β in Eq. 2                                                     paper: 0.02
     ptx_coef: float = 0.0  # γ in Eq. 2, times the mean loss per token      paper: 0 for PPO, 27.8 for PPO-ptx
     ptx_per_episode: PositiveInt = 4  # pretraining examples per episode                    paper: 8
     ptx_window: PositiveInt = 32  # tokens of a pretraining example                         paper: silent
@@ -79,7 +79,7 @@ class Config(Training):
     # optimisation
     minibatch_size: PositiveInt = 32  # episodes per policy update                          paper: 64
     epochs: PositiveInt = 1  # passes over the collected episodes                           paper: 1
-    learning_rate: PositiveFloat = 1.5e-4  # of the policy, constant after the warm-up  paper: 2.6e-6 to 2.6e-5 scanned
+    learning_rate: PositiveFloat = 2.5e-4  # of the policy, constant after the warm-up  paper: 2.6e-6 to 2.6e-5 scanned
     warmup_iterations: int = 4  # from a tenth of the learning rate                        paper: 10
     value_learning_rate: PositiveFloat = 1e-3  # constant                                   paper: 9e-6
     value_only_iterations: int = 4  # at the start only the value model learns              paper: silent

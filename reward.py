@@ -1,6 +1,8 @@
 """Step 2: train a reward model on rankings of answers (§3.5, App. C.2).
 
-    python reward.py             # -> reward.pt; about 1.5 minutes on 2 CPU cores
+    python reward.py                                                             # -> reward.pt
+    python reward.py --comparisons out/run/data/exams.jsonl --name reward_init --batch_size 16 --learning_rate 8e-4
+    python reward.py --reward_model out/run/reward_init.pt --replay out/run/data/exams.jsonl      # as run.py does it
 
 The rankings, K = 4…9 answers per prompt, ordered best to worst by a labeler, ties allowed, are those of the data folder
 or, where it has none, those that data/collect.py wrote to the run folder; it is called if that has not happened yet.
@@ -9,7 +11,9 @@ Minimises  loss(θ) = -1/C(K,2) · E[ log σ( r_θ(x, y_w) - r_θ(x, y_l) ) ]   
 over all pairs of a prompt at once: all C(K,2) comparisons of a prompt are one batch element, which costs K forward
 passes and not C(K,2), and gives every answer one gradient per epoch. Taken apart and shuffled (--shuffle_pairs), every
 answer is seen K-1 times per epoch: the paper's model then overfitted within one. The body of the model is that of PPO's
-initial policy (the paper's is a 6B GPT-3 of its own, and starting from SFT gave similar results).
+initial policy. The paper's was a 6B GPT-3 that had been fine-tuned on public question answering (App. C.2). In the
+village that is what exams.jsonl is for: multiple-choice questions as rankings, learned first with the same loss, and
+some of them again (--replay) among the labelers' rankings, so that what is true is not forgotten over what is liked.
 
 A model without an opinion has loss ln 2 = 0.693 and accuracy 50 %; a fresh head is near that. At the end a bias is added
 so that the labelers' demonstrations score 0 on average; differences, and so all preferences, stay as they are.
@@ -48,7 +52,7 @@ class Config(Training):
     init: str = ""  # policy whose body the reward model starts from; default: OUT/ppo_init.pt
     reward_model: str = ""  # reward model to go on with, instead
     replay: str = ""  # rankings that it knows already, mixed among the others so that it does not forget them
-    replayed: int = 3000  # how many of them
+    replayed: PositiveInt = 3000  # how many of them
     name: str = "reward"  # writes OUT/NAME.pt and OUT/NAME.jsonl
     epochs: PositiveInt = 1  # passes over the rankings                                      paper: 1; more overfits
     batch_size: PositiveInt = 4  # prompts per step                                          paper: 64

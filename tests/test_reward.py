@@ -378,6 +378,19 @@ def test_a_reward_model_can_be_gone_on_with(data, run):
         reward.main(config(data, run, reward_model=str(run / "sft.pt")))
 
 
+def test_replayed_rankings_are_mixed_among_the_others(data, run, tmp_path):
+    """Of the training split, and only as many as asked for: one step each."""
+    records = [r for r in read_comparisons(data / "comparisons.jsonl") if r["split"] == "train"]
+    others = [r | {"prompt": f"Once more: {r['prompt']}"} for r in records[:5]]
+    write_jsonl(tmp_path / "known.jsonl", [others[0] | {"split": "valid"}, *others[1:]])
+    one_by_one = {"epochs": 1, "batch_size": 1, "replay": str(tmp_path / "known.jsonl")}
+    for replayed, drawn in ((2, 2), (100, 4)):
+        reward.main(config(data, run, replayed=replayed, **one_by_one))
+        assert len(records_of(run / "reward.jsonl")) == len(records) + drawn
+    with pytest.raises(BadInput, match="no such file"):
+        reward.main(config(data, run, **one_by_one | {"replay": str(tmp_path / "gone.jsonl")}))
+
+
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_path_factory, monkeypatch, capsys):
     cfg, other = config(data, run, epochs=15), copy_of(run, tmp_path_factory)
     (other / "reward.pt").unlink()
