@@ -198,6 +198,9 @@ class Letters:
         names = ("helpful", "harmless", "informative", "names the entity")
         return {"truthful": true, "likert": 4} | dict.fromkeys(names, 1.0)
 
+    def good_answer(self, prompt, seed=0):
+        return " The best answer of all."
+
     def is_tricky(self, prompt):
         return False
 

@@ -599,7 +599,7 @@ def test_the_loop_of_main(data, run, monkeypatch):
         assert len(set(epochs[0])) == 8 and sorted(epochs[0]) == sorted(epochs[1])
         assert epochs[0] != epochs[1], "shuffled anew"
         pages = [m["pretraining"].tolist() for i, m, *_ in watch.minibatches if i == iteration]
-        windows = corpus.windows(8 * 8, 8 + 1, generator(0, "pretraining", iteration)).view(8, 8, 9)
+        windows = corpus.windows(8 * 4, 8 + 1, generator(0, "pretraining", iteration)).view(8, 4, 9)
         assert sorted(sum(pages[:per_epoch], [])) == sorted(sum(pages[per_epoch:], [])) == sorted(windows.tolist())
     for iteration, _, rate, _ in watch.minibatches:
         assert rate == pytest.approx(ppo.policy_learning_rate(iteration, cfg))
@@ -672,8 +672,10 @@ def test_only_the_value_model_learns_at_the_start(data, run, monkeypatch):
     assert same(policies[0], policies[1]) and same(policies[0], policies[2]) and not same(policies[2], policies[3])
     assert not same(values[0], values[1]) and not same(values[1], values[2])
     assert [r["kl"] == 0 for r in records] == [True, True, True, False]
-    assert records[2]["learning_rate"] == pytest.approx(3e-4 * 0.1), "the warm-up begins when the policy does"
-    assert records[3]["learning_rate"] == pytest.approx(3e-4 * 0.4)
+    assert records[2]["learning_rate"] == pytest.approx(0.1 * ppo.Config.learning_rate), (
+        "the warm-up begins when the policy does"
+    )
+    assert records[3]["learning_rate"] == pytest.approx(0.4 * ppo.Config.learning_rate)
 
 
 def test_samples_change_nothing(data, run):

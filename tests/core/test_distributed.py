@@ -356,7 +356,9 @@ def test_scripts_give_the_results_of_one_process(scripts, name):
     for kind in one:
         assert one[kind].keys() == two[kind].keys()
         for parameter, gradient in one[kind].items():
-            torch.testing.assert_close(gradient, two[kind][parameter], atol=2e-6, rtol=1e-3, msg=f"{kind} {parameter}")
+            # PPO's value model starts from the reward.pt that each of the two has trained, equal up to rounding
+            atol, rtol = (3e-4, 1e-2) if (name, kind) == ("ppo", "scalar") else (2e-6, 1e-3)
+            torch.testing.assert_close(gradient, two[kind][parameter], atol=atol, rtol=rtol, msg=f"{kind} {parameter}")
     _, _, log, checkpoint = SETTINGS[name]
     logs = [
         [json.loads(line) for line in (f / f"{log}.jsonl").read_text().splitlines()] for f in (scripts.one, scripts.two)

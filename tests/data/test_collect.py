@@ -111,17 +111,17 @@ def test_rankings_that_are_there_are_never_overwritten(folder, run, monkeypatch)
 # ---------------------------------------------------------------------------------------------------- what is ranked
 
 
-def test_a_fifth_of_the_training_prompts_are_the_labelers_own(folder, run, tokenizer):
+def test_half_of_the_training_prompts_are_the_labelers_own(folder, run, tokenizer):
     shown = read_demonstrations(folder, "train") + read_demonstrations(folder, "valid")
     own = [{"prompt": f"My own {i}?\n", "completion": "Yes.", "split": "train", "source": "labeler"} for i in range(3)]
     own += [own[0] | {"prompt": "held out?\n", "split": "valid"}, own[0] | {"prompt": "far too long " * 9}]
     (folder / "demonstrations.jsonl").unlink()
     write_jsonl(folder / "demonstrations.jsonl", shown + own)
-    cfg = config(folder, run, prompts=60)
+    cfg = config(folder, run, prompts=90)
     prompts = collect.prompts_to_rank(cfg, "train", tokenizer, 30, random.Random(0))
     mine = {f"My own {i}?\n" for i in range(3)}
-    assert len(prompts) == 60 and [prompt in mine for prompt in prompts] == [i % 5 == 0 for i in range(60)]
-    assert Counter(p for p in prompts if p in mine) == dict.fromkeys(mine, 4), "again and again, evenly"
+    assert len(prompts) == 90 and [prompt in mine for prompt in prompts] == [i % 2 == 0 for i in range(90)]
+    assert Counter(p for p in prompts if p in mine) == dict.fromkeys(mine, 15), "again and again, evenly"
     customers = [p for p in prompts if p not in mine]
     n = len(read_prompts(folder, "train"))
     assert set(customers[:n]) == {r["prompt"] for r in read_prompts(folder, "train")}
