@@ -169,7 +169,7 @@ def test_over_optimisation_under_two_coefficients(killed, capsys):
         assert all(1 <= point["gold"][0] <= 7 and math.isfinite(point["score"][0]) for point in curve)
     assert found["curves"]["0.0"][0] == found["curves"]["5.0"][0] and found["curves"]["0.0"] != found["curves"]["5.0"]
     over_optimisation.main(replace(cfg, sample_every=1, sample_prompts=6))
-    assert "finished" in capsys.readouterr().out, "what is there is not trained again"
+    assert capsys.readouterr().out.count("made with these settings") == 2, "what is there is not trained again"
 
 
 def test_the_alternatives_on_one_table(killed, capsys):
