@@ -165,9 +165,8 @@ def main(cfg):
         model = load_scalar_model(init, cfg, device, tokenizer_spec)
     else:
         supervised = load_policy(init, cfg, device, tokenizer_spec, sharded=False)
-        torch.manual_seed(
-            cfg.seed
-        )  # of the new head: the first process may have collected, and drawn numbers, meanwhile
+        # The new head's own seed: the first process may have collected, and drawn numbers, meanwhile.
+        torch.manual_seed(cfg.seed)
         model = configure_model(ScalarModel.from_gpt(supervised), cfg)  # the supervised model without its unembedding
         del supervised
     block_size = model.config.block_size
@@ -188,15 +187,8 @@ def main(cfg):
     groups = by_group(valid)
     columns = ["loss", "train_accuracy", *(f"accuracy_{group}" for group in groups), "learning_rate", "grad_norm"]
     log = Log(out / f"{cfg.name}.jsonl", steps, " ".join(columns))
-    state = TrainingState(
-        out,
-        cfg.name,
-        cfg,
-        [cfg.data, init, *filter(None, [cfg.replay]), path],
-        model=model,
-        optimizer=optimizer,
-        log=log,
-    )
+    inputs = [cfg.data, init, cfg.replay, path] if cfg.replay else [cfg.data, init, path]
+    state = TrainingState(out, cfg.name, cfg, inputs, model=model, optimizer=optimizer, log=log)
     if state.already_finished():
         return
     first_step = state.resume()

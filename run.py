@@ -1,6 +1,6 @@
 """All steps in one command: pretrain → SFT → rankings → reward model → PPO and PPO-ptx → evaluation.
 
-    python run.py                          # the village: offline, about 10 minutes on 2 CPU cores → out/run/report.md
+    python run.py                          # the village: offline, minutes on 2 CPU cores → out/run/report.md
     python run.py --seed 1 --out out/seed1 # another world, other people, other weights
     python run.py --quick                  # the same steps in a quarter of a minute; the numbers mean nothing
 

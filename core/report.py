@@ -128,7 +128,7 @@ def preference_section(report):
     if "perfect_answers" in report:
         found = report["perfect_answers"]
         rates = [interval(found[key][group]) for key in ("win_rate", "win_rate_greedy") for group in GROUPS]
-        rows.append(["(a perfect answer)", *rates, *["1.00"] * 5, "7.00", "-"])
+        rows.append(["(a perfect answer)", *rates, *["-"] * 7])
     title = "## Who prefers whom (both at T = 1, and both greedy; 95 % intervals over prompts)"
     return f"{title}\n\n{table(head, rows)}"
 
@@ -345,7 +345,7 @@ def preference_summary(report):
     if "perfect_answers" in report:
         found = report["perfect_answers"]
         rates = [interval(found[key]["held_out"]) for key in ("win_rate", "win_rate_greedy")]
-        rows.append(["(a perfect answer)", *rates, "1.00", "1.00", "1.00"])
+        rows.append(["(a perfect answer)", *rates, *["-"] * 3])
     head = ["", "sampled, T = 1", "both greedy", "helpful", "true, on task", "harmless"]
     title = f"Who is preferred? Answers to {report['n_prompts']} new prompts: % of them that people prefer to SFT's\n"
     title += "(50: as good as SFT; in brackets the 95 % interval), and what the judge says of them, from 0 to 1"

@@ -18,8 +18,8 @@ from data.village.intents import Reply, helpfulness, understand
 from data.village.world import WORDS, read_world
 
 GROUPS = {"training": 20, "held_out": 10, "web": 30}  # how many people
-# Mean weight of what a labeler sees; individuals differ by about a quarter. The noise is such that two labelers agree about
-# as often as the paper's: 72.6 % of training labelers, 77.3 % of held-out ones (§3.4).
+# Mean weight of what a labeler sees; individuals differ by about a quarter. The noise was chosen on one world (seed 0) so
+# that two labelers agree about as often as the paper's do: 72.6 % in training, 77.3 % held out (§3.4).
 TASTE = {
     "training": {"helpful": 3.2, "false": 1.5, "harm": 1.6, "garbled": 1.2, "extra": 0.5, "vague": 0.6, "noise": 1.2},
     "held_out": {"helpful": 2.4, "false": 2.4, "harm": 2.8, "garbled": 1.2, "extra": 0.4, "vague": 0.4, "noise": 0.95},
