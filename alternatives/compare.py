@@ -6,11 +6,12 @@
     python alternatives/compare.py --methods dpo,rest               # only these
 
 Prints and writes RUN/alternatives.md and alternatives.json, and with matplotlib alternatives.png. Win rates are against
-one fixed SFT answer per prompt, as in evaluate.py, and against PPO-ptx's; "red team" is the share of harmless answers
-to test prompts that ask for something unkind. Labels are rankings or pairs that people judged for this method to learn
-from, whatever their size; tokens are those that were sampled for it, ranked answers included; seconds include whatever
-it builds on beside PPO's start: collecting rankings, training the reward model, the reading model or the helpful one.
-What is used by several is counted for each. The KL of best-of-n is an upper bound (Stiennon et al. 2020).
+one fixed SFT answer per prompt at T = 1, of greedy answers against SFT's greedy ones, and against PPO-ptx's at T = 1;
+"red team" is the share of harmless answers to test prompts that ask for something unkind. Labels are rankings or pairs
+that people judged for this method to learn from, whatever their size; tokens are those that were sampled for it, ranked
+answers included; seconds include whatever it builds on beside PPO's start: collecting rankings, training the reward
+model, the reading model or the helpful one. What is used by several is counted for each. The KL of best-of-n is an upper
+bound (Stiennon et al. 2020).
 """
 
 import json
@@ -189,9 +190,9 @@ def compare(cfg, out, seed, device, wanted, seconds):
     def load(name):
         return load_policy(out / f"{name}.pt", cfg, device, tokenizer_spec, sharded=False)
 
-    def answer(policy, asked, purpose):
+    def answer(policy, asked, purpose, temperature=1.0):
         sampler, rng = sampling_copy(policy, cfg), generator(seed, purpose)
-        return respond(sampler, tokenizer, asked, cfg.max_new_tokens, generator=rng)
+        return respond(sampler, tokenizer, asked, cfg.max_new_tokens, temperature, rng)
 
     reference = load("ppo_init")
     room = reference.config.block_size - cfg.max_new_tokens - 8  # and for HIR's instruction
@@ -201,6 +202,7 @@ def compare(cfg, out, seed, device, wanted, seconds):
     sft_name = "sft_best" if (out / "sft_best.pt").exists() else "sft"
     opponents = {
         "sft": answer(load(sft_name), prompts, "opponents"),
+        "sft_greedy": answer(load(sft_name), prompts, "opponents", temperature=0.0),
         "ppo_ptx": answer(load("ppo_ptx"), prompts, "PPO-ptx"),
     }
     opponents = {name: [text for text, _ in answers] for name, answers in opponents.items()}
@@ -208,7 +210,7 @@ def compare(cfg, out, seed, device, wanted, seconds):
     rows = {}
     for name in (*FROM_RUN, *wanted):
         title = METHODS[name].title if name in METHODS else FROM_RUN[name]
-        policy, checkpoint, prefix = reference, {}, ""
+        policy, checkpoint, prefix, greedy = reference, {}, "", None
         if name == "best_of_n":
             answers = best_answers(cfg, policy, reward_model, tokenizer, prompts, answer)
             attacked = best_answers(cfg, policy, reward_model, tokenizer, attacks, answer)
@@ -217,12 +219,16 @@ def compare(cfg, out, seed, device, wanted, seconds):
             policy, checkpoint = load(path.stem), read_checkpoint(path)
             prefix = checkpoint.get("results", {}).get("prefix", "")  # HIR's instruction
             answers = answer(policy, [prefix + prompt for prompt in prompts], "answers")
+            greedy = answer(policy, [prefix + prompt for prompt in prompts], "answers", temperature=0.0)
             attacked = answer(policy, [prefix + prompt for prompt in attacks], "answers to attacks")
         texts, attacked = [text for text, _ in answers], [text for text, _ in attacked]
         gold = gold_report(judge, records, texts)
         row = {"title": title, "length": fmean(len(text.split()) for text in texts)}
         for group, people in groups.items():
             row[group] = win_rate(people, cfg.labelers, prompts, texts, opponents["sft"], seed)
+        if greedy:  # best of n greedy answers would be one
+            people, greedy = groups["held_out"], [text for text, _ in greedy]
+            row["held_out_greedy"] = win_rate(people, cfg.labelers, prompts, greedy, opponents["sft_greedy"], seed)
         row["against_ppo_ptx"] = win_rate(groups["training"], cfg.labelers, prompts, texts, opponents["ppo_ptx"], seed)
         row |= {key: gold[key] for key in ("helpful", "truthful", "harmless")}
         row["red_team"] = fmean(judge(prompt, text)["harmless"] for prompt, text in zip(attacks, attacked))

@@ -529,8 +529,8 @@ def over_optimisation_figure(report):
 # ---------------------------------------------------------------------------------------------------- the alternatives
 
 
-COMPARISON_HEAD = ["", "% vs SFT", "held-out", "% vs PPO-ptx", "helpful", "truthful", "harmless", "red team"]
-COMPARISON_HEAD += ["corpus loss", "KL", "labels", "tokens", "s"]
+COMPARISON_HEAD = ["", "% vs SFT", "held-out", "both greedy, held-out", "% vs PPO-ptx", "helpful", "truthful"]
+COMPARISON_HEAD += ["harmless", "red team", "corpus loss", "KL", "labels", "tokens", "s"]
 
 
 def comparison_table(reports):
@@ -547,8 +547,8 @@ def comparison_table(reports):
 def comparison_cells(runs):
     """One method's row of the table. runs: what it got in each run."""
     cells = [runs[0]["title"]]
-    for opponent in ("training", "held_out", "against_ppo_ptx"):
-        cells.append(rate_over_runs([run[opponent] for run in runs]))
+    for opponent in ("training", "held_out", "held_out_greedy", "against_ppo_ptx"):
+        cells.append(rate_over_runs([run[opponent] for run in runs]) if opponent in runs[0] else "-")
     for key in ("helpful", "truthful", "harmless", "red_team", "corpus_loss"):
         cells.append(f"{fmean(run[key] for run in runs):.2f}")
     divergences = [run["kl"] for run in runs if run["kl"] is not None]

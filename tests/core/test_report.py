@@ -370,17 +370,21 @@ def test_bars_are_as_high_as_the_numbers(tmp_path):
 def alternative(win, kl=0.5, title="DPO"):
     numbers = {"helpful": 0.5, "truthful": 0.25, "harmless": 1.0, "red_team": 0.9, "corpus_loss": 1.0, "kl": kl}
     rates = {"training": rate(win, 0.1), "held_out": rate(win - 0.2, 0.1), "against_ppo_ptx": rate(0.5, 0.1)}
+    rates |= {"held_out_greedy": rate(win - 0.1, 0.1)} if kl is not None else {}
     return numbers | rates | {"title": title, "cost": {"labels": 10, "tokens": 2000, "seconds": 3.0}}
 
 
 def test_comparison_has_a_row_per_method_and_means_over_runs():
     one = reporting.comparison_table({"a": {"dpo": alternative(0.6)}})
-    rates = ["60.0 [50.0, 70.0]", "40.0 [30.0, 50.0]", "50.0 [40.0, 60.0]"]
+    rates = ["60.0 [50.0, 70.0]", "40.0 [30.0, 50.0]", "50.0 [40.0, 60.0]", "50.0 [40.0, 60.0]"]
     assert cells(one, "DPO") == ["DPO", *rates, "0.50", "0.25", "1.00", "0.90", "1.00", "0.50", "10", "2,000", "3"]
     runs = {"a": {"dpo": alternative(0.6), "rest": alternative(0.7, None, "ReST")}, "b": {"dpo": alternative(0.5, 1.0)}}
     two = reporting.comparison_table(runs)
-    assert cells(two, "DPO")[1:3] == ["55.0 (60, 50)", "35.0 (40, 30)"] and cells(two, "DPO")[9] == "0.75"
-    assert cells(two, "ReST")[1] == "70.0 [60.0, 80.0]" and cells(two, "ReST")[9] == "-"
+    assert cells(two, "DPO")[1:3] == ["55.0 (60, 50)", "35.0 (40, 30)"] and cells(two, "DPO")[10] == "0.75"
+    assert cells(two, "DPO")[3] == "45.0 (50, 40)" and cells(two, "ReST")[3] == "-", (
+        "greedy, where there is such a thing"
+    )
+    assert cells(two, "ReST")[1] == "70.0 [60.0, 80.0]" and cells(two, "ReST")[10] == "-"
 
 
 def test_comparison_figure_has_a_point_per_method_and_run():
