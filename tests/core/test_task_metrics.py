@@ -101,7 +101,9 @@ def test_drop_f1_by_alignment():
 
 def test_drop_by_hand():
     assert drop_words("The $41,809 well-known 3.50 hens") == {"41809.0", "well", "known", "3.5", "hens"}
-    assert drop_f1("7,761 dollars", [["7761"]]) == pytest.approx(2 / 3)  # both numbers are 7761.0; one word more than asked
+    assert drop_f1("7,761 dollars", [["7761"]]) == pytest.approx(
+        2 / 3
+    )  # both numbers are 7761.0; one word more than asked
     assert drop_f1("seven dollars", [["7 dollars"]]) == 0  # the number is not there
     assert drop_f1("Smith", [["Smith", "Jones"]]) == 0.5
     assert drop_f1("", [["Smith"]]) == 0 and drop_f1("the", [["a"]]) == 1
