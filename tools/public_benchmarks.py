@@ -379,13 +379,13 @@ def main(cfg):
         task_metrics.optional("sacrebleu", "BLEU")
     if cfg.cnn_dm or cfg.tldr:
         task_metrics.optional("rouge_score", "ROUGE-L")
+    asked, scored = read_all(cfg), {path: score_samples(path) for path in paths_in(cfg.samples)}
     out = output_folder(cfg.out)
-    for path in paths_in(cfg.samples):
-        table = samples_table(path, score_samples(path))
+    for path, scores in scored.items():
+        table = samples_table(path, scores)
         with whole_file(out / f"{Path(path).stem}.scores.md") as file:
             file.write(table)
         print(f"{table}wrote {out}/{Path(path).stem}.scores.md\n")
-    asked = read_all(cfg)
     settings = {"shots": cfg.shots, "limit": cfg.limit, "seed": cfg.seed}
     report, samples = {"settings": settings, "models": {}, "items": {}}, defaultdict(list)
     for path, name in names_of(models).items():
