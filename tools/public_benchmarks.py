@@ -184,6 +184,31 @@ def ask(model, tokenizer, task, items, cfg):
     return values, texts
 
 
+def ask_all(model, tokenizer, name, asked, cfg):
+    """Ask one model everything that fits its context. asked: {task: {kind of prompt: items}}
+
+    -> {(task, kind, metric): summary}, {task: rows of its samples' file}, {(name, task, kind): number of items}
+    """
+    results, samples, counts, block_size = {}, defaultdict(list), {}, model.config.block_size
+    for task, kinds in asked.items():
+        for kind, items in kinds.items():
+            writes = "choices" not in items[0] or task == "truthfulqa"
+            fitting = those_that_fit(items, tokenizer, block_size, NEW_TOKENS[task] if writes else 0)
+            if len(fitting) < len(items):
+                dropped, context = (
+                    f"dropped {len(items) - len(fitting)} of {len(items)} items",
+                    f"context of {block_size}",
+                )
+                print(f"{name}: {NAMES[task]}, {kind}: {dropped} that are too long for the {context} tokens")
+            counts[name, task, kind] = len(fitting)
+            if fitting:
+                values, texts = ask(model, tokenizer, task, fitting, cfg)
+                results |= {(task, kind, metric): summary_of(some) for metric, some in values.items()}
+                if texts is not None:
+                    samples[task] += [sample_row(task, name, kind, *pair) for pair in zip(fitting, texts)]
+    return results, samples, counts
+
+
 def summary_of(values):
     """{"mean", "low", "high", "n"} of one value per item; a corpus's score stands alone."""
     return mean_and_interval(values) if isinstance(values, list) else {"mean": values}
@@ -341,9 +366,8 @@ def read_all(cfg):
             asked[task] = {kind: chosen(task, some, cfg) for kind, some in prompts.items()}
             print(f"{NAMES[task]}: {len(items):,} items in {option}")
             if task == "real_toxicity":
-                print(
-                    f"  the web's own continuations: toxicity {webs_toxicity(asked[task]['basic']):.3f}, as the file says"
-                )
+                toxicity = webs_toxicity(asked[task]["basic"])
+                print(f"  the web's own continuations of these prompts: toxicity {toxicity:.3f}, as the file says")
     return asked
 
 
@@ -390,29 +414,15 @@ def main(cfg):
     report, samples = {"settings": settings, "models": {}, "items": {}}, defaultdict(list)
     for path, name in names_of(models).items():
         model, tokenizer, _ = load_checkpoint(path, "policy", device)
-        model, block_size = configure_model(model, cfg, sharded=False), model.config.block_size
-        results = {}
-        for task, kinds in asked.items():
-            for kind, items in kinds.items():
-                writes = "choices" not in items[0] or task == "truthfulqa"
-                fitting = those_that_fit(items, tokenizer, block_size, NEW_TOKENS[task] if writes else 0)
-                if len(fitting) < len(items):
-                    dropped, context = len(items) - len(fitting), f"the context of {block_size} tokens"
-                    print(
-                        f"{name}: {NAMES[task]}, {kind}: dropped {dropped} of {len(items)} items too long for {context}"
-                    )
-                report["items"][name, task, kind] = len(fitting)
-                if fitting:
-                    values, texts = ask(model, tokenizer, task, fitting, cfg)
-                    results |= {(task, kind, metric): summary_of(some) for metric, some in values.items()}
-                    if texts is not None:
-                        samples[task] += [sample_row(task, name, kind, *pair) for pair in zip(fitting, texts)]
+        results, wrote, counts = ask_all(configure_model(model, cfg, sharded=False), tokenizer, name, asked, cfg)
         fix = "use a model with a longer context, or fewer --shots"
-        require(results or samples, f"{path}: no question fits into its context of {block_size} tokens; {fix}")
+        require(any(counts.values()), f"{path}: no question fits into its context of {model.config.block_size}; {fix}")
         report["models"][name] = results
+        report["items"] |= counts
         write_report(report, out)  # after each model, so that a later one that fails loses nothing
-        for task, rows in samples.items():
-            write_samples(out / f"{task}_samples.csv", rows)
+        for task, rows in wrote.items():
+            samples[task] += rows
+            write_samples(out / f"{task}_samples.csv", samples[task])
         print(f"{name}: done", flush=True)
     if models:
         print(f"\n{markdown(report)}\nwrote {out}/benchmarks.md and benchmarks.json")

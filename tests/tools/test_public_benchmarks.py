@@ -12,6 +12,7 @@ import torch
 
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import BadInput
+from core.gpt2 import export
 from data.benchmarks import prompts_of, read_benchmark
 from evaluate import task_scores
 from model import GPT, GPTConfig
@@ -129,7 +130,7 @@ def test_all_of_it_on_untrained_models(models, files, tmp_path, capsys):
     both = f"{models}/one.pt,{models}/two.pt"
     tool.main(Config(model=both, **files, shots=2, batch_size=3, out=str(tmp_path), device="cpu", threads=1))
     printed, found = capsys.readouterr().out, results_of(tmp_path)
-    assert "the web's own continuations: toxicity 0.250" in printed and "dropped" not in printed
+    assert "the web's own continuations of these prompts: toxicity 0.250" in printed and "dropped" not in printed
     kinds = {key[1:] for key in found}
     assert kinds == {(task, kind, metric) for task, kind, metric in tool.PAPER if task in files} | {
         ("truthfulqa", kind, metric)
@@ -218,14 +219,28 @@ def test_what_does_not_fit_is_dropped_and_counted(models, files, tmp_path, capsy
     asked = {task: files[task] for task in ("crows_pairs", "squadv2")}
     tool.main(Config(model=f"{models}/one.pt,{models}/short.pt", **asked, **cfg))
     assert (
-        "short: SQuADv2, zero-shot: dropped 8 of 8 items too long for the context of 64 tokens"
+        "short: SQuADv2, zero-shot: dropped 8 of 8 items that are too long for the context of 64"
         in capsys.readouterr().out
     )
     found, table = results_of(tmp_path), (tmp_path / "benchmarks.md").read_text()
     assert ("short", "squadv2", "zero-shot", "F1") not in found and found["one", "squadv2", "few-shot", "F1"]["n"] == 6
     assert "| SQuADv2, zero-shot | F1 | 8/0 | " in table
-    with pytest.raises(BadInput, match="short.pt: no question fits into its context of 64 tokens; use"):
+    with pytest.raises(BadInput, match="short.pt: no question fits into its context of 64; use"):
         tool.main(Config(model=f"{models}/short.pt", squadv2=files["squadv2"], **cfg))
+
+
+def test_gpt2s_layout_gives_the_same(models, files, tmp_path):
+    model, tokenizer, _ = load_checkpoint(models / "one.pt", "policy")
+    export(model, tokenizer, tmp_path / "exported")
+    paths = f"{models}/one.pt,{tmp_path}/exported"
+    asked = {task: files[task] for task in ("sst", "squadv2", "winogender")}
+    tool.main(Config(model=paths, **asked, out=str(tmp_path / "out"), device="cpu", threads=1))
+    found = results_of(tmp_path / "out")
+    assert len(found) == 2 * 5
+    for (name, *key), row in found.items():
+        if name == "one":
+            other = str(tmp_path / "exported")
+            assert found[(other, *key)] == row | {"model": other}
 
 
 def test_translation_and_summary(models, tmp_path):
