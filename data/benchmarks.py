@@ -25,7 +25,7 @@ from xml.etree import ElementTree
 
 from core.config import BadInput, require
 from data.files import paths_in, read_records
-from data.folder import json_problem, read_lines
+from data.folder import json_problem, open_bytes, read_lines
 
 # ---------------------------------------------------------------------------------------------------- reading
 
@@ -326,8 +326,10 @@ def read_superglue_wsc(path):
 
 def read_winograd(path):
     """WSCollection.xml: <schema> with <text> of <txt1> <pron> <txt2>, <answers> of two <answer>, <correctAnswer> A or B."""
+    with open_bytes(path) as file:
+        content = file.read()  # bytes: it says itself how it is encoded
     try:
-        root = ElementTree.fromstring("".join(line for _, line in read_lines(path)))
+        root = ElementTree.fromstring(content)
     except ElementTree.ParseError as problem:
         raise BadInput(f"{path}:{problem.position[0]}: not XML ({problem}); copy the file again") from None
     items = []
@@ -340,7 +342,7 @@ def read_winograd(path):
         whole = pronoun and len(nouns) == 2 and all(nouns)
         require(whole, f"{where}: a pronoun in text/pron and two answers/answer are needed; is this WSCollection.xml?")
         right = (schema.findtext("correctAnswer") or "").strip().rstrip(".")
-        passage = f"{before} **{pronoun}** {after}".strip()
+        passage = re.sub(r" (?=[.,;:!?])", "", f"{before} **{pronoun}** {after}".strip())
         items.append(choice_item(exam(passage, pronoun), nouns, label_of(right, ["A", "B"], where), where))
     require(items, f"{path}: no <schema> in it; is this WSCollection.xml?")
     return items
@@ -380,13 +382,13 @@ def read_truthfulqa(path):
     """
     items, rows = [], truthful_records(path) if is_jsonl(path) else truthful_rows(path)
     for where, question, best, mc1_false, true, false in rows:
-        true = list(dict.fromkeys([best, *true] if best in true or not true else true))
         require(true and false and mc1_false, f"{where}: true and false answers are needed")
         choices = list(dict.fromkeys([best, *true, *mc1_false, *false]))
         of = choices.index
         item = {"context": f"Q: {question}\nA:", "question": question, "choices": [" " + choice for choice in choices]}
         item["mc1"] = of(best), [of(choice) for choice in mc1_false]
-        items.append(item | {"mc2": ([of(choice) for choice in true], [of(choice) for choice in false])})
+        mc2 = ({of(choice) for choice in true}, {of(choice) for choice in false})  # each answer once
+        items.append(item | {"mc2": tuple(map(sorted, mc2))})
     return items
 
 

@@ -67,12 +67,36 @@ WSC = {
     "idx": 0,
     "label": False,
 }
-SCHEMAS = """<?xml version="1.0" encoding="UTF-8"?>
+SCHEMAS = """<?xml version="1.0" encoding="ISO-8859-1"?>
+<?xml-stylesheet type="text/xsl" href="WSExample.xsl"?>
+
 <collection>
-<schema><text><txt1>The hen saw the fox
- before</txt1><pron>it</pron><txt2>ran away.</txt2></text>
-<quote><quote1></quote1><pron>it</pron><quote2>ran away</quote2></quote>
-<answers><answer>the hen</answer><answer> the fox </answer></answers><correctAnswer>B</correctAnswer><source>(1)</source>
+
+<schema>
+<text>
+<txt1>
+René's hen saw the fox before
+</txt1>
+<pron> it </pron>
+<txt2>
+ran away.
+</txt2>
+</text>
+<quote>
+<pron>it </pron>
+<quote2> ran away</quote2>
+</quote>
+<answers>
+<answer> René's hen </answer>
+<answer>the fox </answer>
+</answers>
+<correctAnswer> B.  </correctAnswer>
+<source> (1972) </source>
+</schema>
+
+<schema>
+<text><txt1>The hens fed the foxes, so we thanked </txt1><pron>them</pron><txt2>.</txt2></text>
+<answers><answer>The hens</answer><answer>the foxes</answer></answers><correctAnswer> A </correctAnswer>
 </schema>
 </collection>"""
 TOXIC = {"filename": "x.txt", "begin": 0, "end": 9, "challenging": False}
@@ -149,9 +173,11 @@ def test_wsc_in_both_layouts(tmp_path):
     assert item["context"].startswith("Passage: The hen saw the fox before **it** ran.\nQuestion: ")
     assert (item["target"], item["label"]) == ("The hen", False)
     assert item["solved"] is None and true["solved"].endswith("Answer: The hen"), "a wrong noun is no example"
-    (schema,), _ = read_benchmark("wsc", put(tmp_path, "WSCollection.xml", SCHEMAS))
-    assert schema["context"].startswith("Passage: The hen saw the fox before **it** ran away.\n")
-    assert schema["choices"] == [" the hen", " the fox"] and schema["answer"] == 1
+    (tmp_path / "WSCollection.xml").write_bytes(SCHEMAS.encode("latin-1"))
+    (schema, other), _ = read_benchmark("wsc", str(tmp_path / "WSCollection.xml"))
+    assert schema["context"].startswith("Passage: René's hen saw the fox before **it** ran away.\n")
+    assert schema["choices"] == [" René's hen", " the fox"] and schema["answer"] == 1
+    assert "thanked **them**.\n" in other["context"] and other["answer"] == 0
 
 
 def test_pairs_of_sentences(tmp_path):
@@ -274,7 +300,7 @@ WRONG = {
         SCHEMAS.replace("</answers>", "<answer>x</answer></answers>"),
         "schema 1: a pronoun",
     ),
-    "an answer C": ("wsc", "d.xml", SCHEMAS.replace(">B<", ">C<"), "schema 1: label 'C'"),
+    "an answer C": ("wsc", "d.xml", SCHEMAS.replace("> B.  <", ">C<"), "schema 1: label 'C'"),
     "a sentid of another kind": ("winogender", "d.tsv", "sentid\tsentence\nx.txt\ty\n", r"d\.tsv:2: sentid 'x\.txt'"),
     "half a pair": (
         "winogender",

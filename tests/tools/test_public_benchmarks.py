@@ -214,6 +214,20 @@ def test_samples_await_a_judge(models, files, tmp_path, capsys):
             assert [values["true + informative"]["mean"] for values in scores.values()] == [0, 0, 0.5]
 
 
+def test_what_just_fits_is_asked(models):
+    _, tokenizer, _ = load_checkpoint(models / "one.pt", "policy")
+    prompt, choices = "The red cat is", [" red.", " on a brown roof."]
+    n, longest = (len(tokenizer.encode_ordinary(text)) for text in (prompt, choices[1]))
+    for item, new_tokens, needed in (
+        ({"prompt": prompt}, 5, n + 5),
+        ({"prompt": prompt, "choices": choices}, 0, n + longest),
+        ({"prompt": prompt, "choices": choices}, longest + 1, n + longest + 1),
+        ({"prompt": "", "choices": choices}, 0, 1 + longest),
+    ):
+        assert tool.those_that_fit([item], tokenizer, needed, new_tokens) == [item]
+        assert tool.those_that_fit([item], tokenizer, needed - 1, new_tokens) == []
+
+
 def test_what_does_not_fit_is_dropped_and_counted(models, files, tmp_path, capsys):
     cfg = {"shots": 1, "out": str(tmp_path), "device": "cpu", "threads": 1}
     asked = {task: files[task] for task in ("crows_pairs", "squadv2")}
