@@ -15,7 +15,7 @@ from core.config import BadInput
 from core.gpt2 import export
 from data.benchmarks import prompts_of, read_benchmark
 from evaluate import task_scores
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, pad
 from tools import public_benchmarks as tool
 from tools.public_benchmarks import Config, choice_logprobs, score_samples
 
@@ -188,6 +188,20 @@ def test_all_of_it_on_untrained_models(models, files, tmp_path, capsys):
     assert order == sorted(order) and "| HellaSwag, few-shot | accuracy | 2 |" in table
     assert "| data set, prompt | metric | items | one | two | GPT 175B | PPO-ptx 175B |" in table
     assert "| 64.3 | 59.9 |" in table and table in printed
+
+
+def test_an_answer_ends_with_its_line(models, monkeypatch):
+    model, tokenizer, _ = load_checkpoint(models / "one.pt", "policy")
+
+    def writes_two_lines(model, prompts, max_new_tokens, eot, temperature, generator=None):
+        assert temperature == 0 and max_new_tokens == 30
+        rows = [prompt + tokenizer.encode_ordinary(" A red cat \nQ: Who else?") for prompt in prompts]
+        return *pad(rows, value=eot), None
+
+    monkeypatch.setattr("core.text.generate", writes_two_lines)
+    items = [{"prompt": "Q: Who?\n\nA:", "references": ["red cat"]}, {"prompt": "Q:", "references": ["owl"]}]
+    values, texts = tool.ask(model, tokenizer, "squadv2", items, Config(device="cpu"))
+    assert texts == ["A red cat", "A red cat"] and values == {"F1": [100, 0]}
 
 
 def test_samples_await_a_judge(models, files, tmp_path, capsys):
