@@ -62,10 +62,16 @@ NAMES = {
     "gpt_prompted": "GPT (prompted)",
     "sft": "SFT",
     "ppo_init": "PPO's start",
+    "ppo_1": "PPO, first round",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
 }
-FILES = {"gpt": ["base.pt"], "sft": ["sft_best.pt", "sft.pt"], "gpt_prompted": []}  # the others: OUT/KEY.pt
+FILES = {
+    "gpt": ["base.pt"],
+    "sft": ["sft_best.pt", "sft.pt"],
+    "gpt_prompted": [],
+    "ppo_1": ["round1/ppo.pt"],
+}  # the others: OUT/KEY.pt
 
 # ---------------------------------------------------------------------------------------------------- who prefers whom
 

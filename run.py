@@ -1,10 +1,12 @@
-"""All steps in one command: pretrain → SFT → rankings → reward model → PPO and PPO-ptx → evaluation.
+"""All steps in one command: pretrain → SFT → rankings → reward model → PPO, once more from the rankings on → evaluation.
 
     python run.py                          # the village: offline, minutes on 2 CPU cores → out/run/report.md
     python run.py --seed 1 --out out/seed1 # another world, other people, other weights
     python run.py --quick                  # the same steps in a quarter of a minute; the numbers mean nothing
 
-Only calls the scripts' main(Config(...)) in order. A stage that has run with the same settings, code and inputs is
+Only calls the scripts' main(Config(...)) in order. Steps 2 and 3 come twice (§3.1): labelers first rank answers of PPO's
+initial policy, then those of the policy that PPO makes of these rankings; the second reward model learns from both. The
+first round lies in OUT/round1. A stage that has run with the same settings, code and inputs is
 skipped; one that was killed goes on from its last saved state; an edited script redoes what depends on it.
 """
 
@@ -32,6 +34,7 @@ from data.folder import read_comparisons
 from data.village import make
 
 ROOT = Path(__file__).resolve().parent
+ROUND_1 = {"collect_1", "reward_1", "ppo_1"}
 
 
 @dataclass
@@ -75,43 +78,48 @@ def stages(cfg):
     school = {"name": "reward_init", "comparisons": str(exams), "batch_size": 16, "learning_rate": 8e-4}
     after_school = {"reward_model": f"{out}/reward_init.pt", "replay": str(exams)}
     if cfg.data and not exams.exists():
-        after_school = {}
+        after_school = {"init": f"{out}/ppo_init.pt"}
+    # §3.1: steps 2 and 3 once more, on the answers of the newest policy
+    round1 = {"out": f"{out}/round1"}
+    first_ppo = round1 | {"init": f"{out}/ppo_init.pt", "name": "ppo"}
+    init_answers = round1 | {"supervised": f"{out}/ppo_init.pt", "base": f"{out}/base.pt"}
+    ppo_answers = {"supervised": f"{out}/round1/ppo.pt", "earlier": f"{out}/round1/comparisons.jsonl"}
+    ppo_answers |= {"seed": cfg.seed + 1}  # other prompts first
     ptx = {"ptx_coef": cfg.ptx_coef}
     world = ["corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl", "prefixes.jsonl"]
     world = [f"data/{file}" for file in (*world, "tasks.jsonl", "exams.jsonl", "village.json", "tokenizer.json")]
     epochs = [f"sft.epoch-{n + 1}.pt" for n in range(2 if cfg.quick else sft.Config.epochs)]
-    models = ["pretrain", "ppo_init", "reward", "choose_sft", "ppo", "ppo_ptx"]
+    models = ["pretrain", "ppo_init", "ppo_1", "reward", "choose_sft", "ppo", "ppo_ptx"]
 
     quick_data = {"web_pages": 1200, "users": 6, "demonstrations": 96, "exams": 80, "task_items": 8}
     quick_ppo = {"iterations": 3, "batch_size": 16, "minibatch_size": 16, "value_only_iterations": 2}
     quick_ppo |= {"sample_prompts": 8}
+    quick_ask = {"prompts": 32, "valid_prompts": 8}
     quick_eval = {"prompts": 16, "best_of": 2, "best_of_prompts": 8, "shots": 1, "quick": True}
     plan = [
-        Stage("data", make, {}, world, [], 24, quick=quick_data),
-        Stage("pretrain", pretrain, shape, ["base.pt"], ["data"], 170, 200, {"steps": 10, "n_layer": 2, "n_embd": 64}),
-        Stage("sft", sft, {}, ["sft.pt", *epochs], ["pretrain"], 45, 50, {"epochs": 2}),
-        Stage("ppo_init", sft, init, ["ppo_init.pt"], ["pretrain"], 50, 50, {"epochs": 2}),
+        Stage("data", make, {}, world, [], 10, quick=quick_data),
+        Stage("pretrain", pretrain, shape, ["base.pt"], ["data"], 90, 200, {"steps": 10, "n_layer": 2, "n_embd": 64}),
+        Stage("sft", sft, {}, ["sft.pt", *epochs], ["pretrain"], 30, 50, {"epochs": 2}),
+        Stage("ppo_init", sft, init, ["ppo_init.pt"], ["pretrain"], 30, 50, {"epochs": 2}),
         Stage(
-            "collect",
-            collect,
-            {},
-            ["comparisons.jsonl"],
-            ["pretrain", "ppo_init"],
-            50,
-            0,
-            {"prompts": 32, "valid_prompts": 8},
+            "collect_1", collect, init_answers, ["round1/comparisons.jsonl"], ["pretrain", "ppo_init"], 20, 0, quick_ask
         ),
         Stage("reward_init", reward, school, ["reward_init.pt"], ["ppo_init"], 20, 50),
-        Stage("reward", reward, after_school, ["reward.pt"], ["reward_init", "collect"], 90, 50),
+        Stage("reward_1", reward, round1 | after_school, ["round1/reward.pt"], ["reward_init", "collect_1"], 50, 50),
+        Stage("ppo_1", ppo, first_ppo, ["round1/ppo.pt"], ["ppo_init", "reward_1"], 30, 5, quick_ppo),
+        Stage(
+            "collect", collect, ppo_answers, ["comparisons.jsonl"], ["pretrain", "collect_1", "ppo_1"], 20, 0, quick_ask
+        ),
+        Stage("reward", reward, after_school, ["reward.pt"], ["reward_init", "collect"], 95, 50),
         Stage("choose_sft", sft, choose, ["sft_best.pt"], ["sft", "reward"], 2, 0, {"choose_prompts": 8}),
-        Stage("ppo", ppo, {}, ["ppo.pt", "ppo.samples.jsonl"], ["ppo_init", "reward"], 45, 5, quick_ppo),
-        Stage("ppo_ptx", ppo, ptx, ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 130, 5, quick_ppo),
-        Stage("evaluate", evaluate, {}, ["report.json", "report.md"], models, 42, 0, quick_eval),
+        Stage("ppo", ppo, {}, ["ppo.pt", "ppo.samples.jsonl"], ["ppo_init", "reward"], 30, 5, quick_ppo),
+        Stage("ppo_ptx", ppo, ptx, ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 60, 5, quick_ppo),
+        Stage("evaluate", evaluate, {}, ["report.json", "report.md"], models, 20, 0, quick_eval),
     ]
     if cfg.data:  # the user's own; where they come with rankings, nobody is asked
         ranked = (Path(cfg.data) / "comparisons.jsonl").exists()
-        left_out = {"data": True, "collect": ranked, "reward_init": not exams.exists()}
-        plan = [stage for stage in plan if not left_out.get(stage.name)]
+        left_out = {"data", *(ROUND_1 | {"collect"} if ranked else ()), *(() if exams.exists() else ["reward_init"])}
+        plan = [stage for stage in plan if stage.name not in left_out]
     return plan
 
 
@@ -189,6 +197,8 @@ def main(cfg):
         raise BadInput(f"{record}: damaged; delete it to start over") from None
 
     plan = stages(cfg)
+    by_hand = [s for s in plan if s.name == "collect" and made_by_hand(s, [out / s.outputs[0]], done)]
+    plan = [stage for stage in plan if not (by_hand and stage.name in ROUND_1)]
     took = expected = 0.0  # seconds of the stages that really ran, to correct the guess for this machine
     for number, stage in enumerate(plan, 1):
         mark, before = fingerprint(stage, cfg, done), done.get(stage.name, {})
@@ -241,10 +251,11 @@ def check_own_data(cfg):
 
 def remove_outputs(stage, cfg, paths, before):
     """What an earlier version of this stage left would stand in the way of the new one."""
+    made = config_of(stage, cfg, False)
     if stage.save_every:
-        drop_states(cfg.out, config_of(stage, cfg, False).name or stage.name)
-    if stage.name == "collect" and before:
-        for path in (*paths, Path(cfg.out) / "comparisons.partial.jsonl", Path(cfg.out) / "answers.jsonl"):
+        drop_states(made.out, made.name or stage.name)
+    if stage.script is collect and before:
+        for path in (*paths, Path(made.out) / "comparisons.partial.jsonl", Path(made.out) / "answers.jsonl"):
             path.unlink(missing_ok=True)
 
 

@@ -153,15 +153,18 @@ def rankings_of_people(run, counted=True):
     """
     records = read_comparisons(rankings_file(run.out))
     if counted:
-        for kind, number in cost_of_rankings(records, run.tokenizer).items():
+        for kind, number in cost_of_rankings(run.out, records, run.tokenizer).items():
             run.cost[kind] += number
     return records
 
 
-def cost_of_rankings(records, tokenizer):
-    """How many rankings people made for training, and how many tokens their answers have. -> {"labels", "tokens"}"""
+def cost_of_rankings(out, records, tokenizer):
+    """How many rankings people made for training; how many tokens their answers have, and those that the first round's
+    PPO sampled to become who writes the second round's. -> {"labels", "tokens"}"""
     training = [record for record in records if record["split"] == "train"]
     tokens = sum(len(tokenizer.encode_ordinary(text)) for record in training for text in record["completions"])
+    if (out / "round1" / "ppo.pt").exists():
+        tokens += sampled_by_ppo(out / "round1", "ppo")
     return {"labels": len(training), "tokens": tokens}
 
 

@@ -76,15 +76,15 @@ METHODS = {
     "rest": Method("ReST", rest, {}, ["reward"]),
     "rejection": Method("rejection sampling", rejection, {"ppo_iterations": 0}, ["reward"]),
     "rejection_ppo": Method("rejection sampling + PPO", rejection, {}, ["reward"]),
-    "llama2": Method("two reward models", llama2, {}, ["rankings", "school"]),
+    "llama2": Method("two reward models", llama2, {}, ["rankings"]),
     "llama2_linear": Method(
-        "two reward models, linear", llama2, {"linear": 0.5, "name": "llama2_linear"}, ["rankings", "school"]
+        "two reward models, linear", llama2, {"linear": 0.5, "name": "llama2_linear"}, ["rankings"]
     ),
     "rlaif": Method("RLAIF", rlaif, {}, ["reader", "school"]),
     "rlaif_direct": Method("RLAIF, direct", rlaif, {"direct": True}, ["reader"]),
     "helpful": Method("helpful only", constitutional, {}, []),
     "cai_sl": Method("SL-CAI", constitutional, {}, ["reader"]),
-    "cai": Method("RL-CAI", constitutional, {}, ["reader", "rankings", "school"]),
+    "cai": Method("RL-CAI", constitutional, {}, ["reader", "rankings"]),
     "hir": Method("HIR", hir, {}, ["rankings"]),
 }
 ON_REQUEST = ("llama2_linear",)  # only if --methods names it
@@ -153,11 +153,13 @@ def costs_of_run(out, tokenizer):
     """
     stages = json.loads((out / "stages.json").read_text()) if (out / "stages.json").exists() else {}
     seconds = defaultdict(float, {name: stage.get("seconds", 0.0) for name, stage in stages.items()})
-    ranked = cost_of_rankings(read_comparisons(rankings_file(out)), tokenizer)
+    ranked = cost_of_rankings(out, read_comparisons(rankings_file(out)), tokenizer)
     nothing = {"labels": 0, "tokens": 0, "seconds": 0.0}
-    costs = {"sft": nothing, "ppo_init": nothing, "rankings": ranked | {"seconds": seconds["collect"]}}
+    both_rounds = ("collect_1", "reward_init", "reward_1", "ppo_1", "collect")
+    costs = {"sft": nothing, "ppo_init": nothing}
+    costs["rankings"] = ranked | {"seconds": sum(seconds[stage] for stage in both_rounds)}
     costs["school"] = nothing | {"seconds": seconds["reward_init"]}  # before a reward model sees rankings
-    to_a_reward_model = sum(seconds[stage] for stage in ("collect", "reward_init", "reward"))
+    to_a_reward_model = costs["rankings"]["seconds"] + seconds["reward"]
     costs["reward"] = costs["best_of_n"] = ranked | {"seconds": to_a_reward_model}
     for name in ("ppo", "ppo_ptx"):
         cost = {"tokens": ranked["tokens"] + sampled_by_ppo(out, name)}

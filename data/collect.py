@@ -2,6 +2,7 @@
 
     python data/collect.py                                                    # the village's labelers rank
     python data/collect.py --labeler terminal --prompts 40 --valid_prompts 10   # you rank
+    python data/collect.py --supervised out/round1/ppo.pt --earlier out/round1/comparisons.jsonl   # once more, on PPO's answers
 
 Writes OUT/comparisons.jsonl, which reward.py trains on. Whoever implements
 
@@ -14,8 +15,9 @@ OUT/comparisons.jsonl.
 
 Who writes the K answers to a prompt (the paper does not say; ours): the supervised model at temperature 1, one of them
 at 1.3, and, where the data folder has few-shot prefixes, for every third prompt one by the prompted pretrained model.
-"Supervised" is PPO's initial policy, so that the rankings are about the kind of text that PPO starts from. Equal texts
-are shown once.
+"Supervised" is PPO's initial policy, so that the rankings are about the kind of text that PPO starts from; in a second
+round (§3.1) it is the policy that PPO made of the first, so that they are also about what the reward model was wrong to
+like. Equal texts are shown once.
 """
 
 import json
@@ -36,7 +38,15 @@ from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.output import output_folder
 from core.text import respond
-from data.folder import load_tokenizer, read_demonstrations, read_jsonl, read_prompts, with_room, write_jsonl
+from data.folder import (
+    load_tokenizer,
+    read_comparisons,
+    read_demonstrations,
+    read_jsonl,
+    read_prompts,
+    with_room,
+    write_jsonl,
+)
 
 
 @dataclass
@@ -46,7 +56,8 @@ class Config(Device):
     labeler: Literal["village", "terminal"] = "village"  # who ranks: the village's simulated people, or you
     supervised: str = ""  # model that writes the answers; default: OUT/ppo_init.pt
     base: str = ""  # pretrained model, few-shot prompted for one answer of every third prompt; default: OUT/base.pt
-    prompts: PositiveInt = 9000  # rankings to collect on training prompts                     paper: 33207
+    earlier: str = ""  # rankings of an earlier round, which are kept beside the new ones
+    prompts: PositiveInt = 8000  # rankings to collect on training prompts          paper: 33207 in all
     valid_prompts: PositiveInt = 200  # validation prompts, each ranked by two labelers of every group
     k_min: PositiveInt = 4  # fewest answers per prompt                                        paper: 4
     k_max: PositiveInt = 9  # most answers per prompt                                          paper: 9
@@ -245,14 +256,14 @@ def main(cfg):
     )
     stopped = partial.exists() and sampled.exists()  # an earlier collection that has not ranked everything
     require(stopped or not whole.exists(), f"{whole}: is there already; move it away to collect new rankings")
-    groups = load_labelers(cfg)
+    groups, earlier = load_labelers(cfg), read_comparisons(cfg.earlier) if cfg.earlier else []
     if not stopped:
         partial.unlink(missing_ok=True)
         write_jsonl(sampled, answers_to_rank(cfg, device, out, random.Random(cfg.seed)))
     to_rank = [record for _, record in read_jsonl(sampled)]
     records, all_ranked = rank_all(to_rank, groups, RankingsFile(partial), random.Random(f"turns {cfg.seed}"))
     require(records, "nothing was ranked; run the command again")
-    write_jsonl(whole, records)
+    write_jsonl(whole, earlier + records)
     if all_ranked:
         partial.unlink()
         sampled.unlink()

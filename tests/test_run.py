@@ -18,7 +18,7 @@ from core.report import has
 from run import Config, main
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ["data", "pretrain", "sft", "ppo_init", "collect", "reward_init", "reward"]
+STAGES = ["data", "pretrain", "sft", "ppo_init", "collect_1", "reward_init", "reward_1", "ppo_1", "collect", "reward"]
 STAGES += ["choose_sft", "ppo", "ppo_ptx", "evaluate"]
 
 
@@ -63,7 +63,7 @@ def test_a_killed_stage_goes_on_from_its_last_state(killed):
 def test_the_report_has_every_model_and_measure(killed):
     out, _ = killed
     report = read_report(out)
-    assert set(report["models"]) == {"gpt", "gpt_prompted", "sft", "ppo_init", "ppo", "ppo_ptx"}
+    assert set(report["models"]) == {"gpt", "gpt_prompted", "sft", "ppo_init", "ppo_1", "ppo", "ppo_ptx"}
     for model in report["models"].values():
         for key in ("helpful", "truthful", "harmless", "length", "score", "corpus_loss"):
             assert math.isfinite(model[key])
@@ -116,7 +116,7 @@ def test_own_rankings_in_the_run_folder_are_used_and_kept(killed, capsys, monkey
         main(Config(quick=True, threads=2, out=str(out)))
     (out / "reward.kept").rename(out / "reward.pt")
     assert "was not made here" in capsys.readouterr().out
-    assert path.read_text() == own and done == ["reward"]
+    assert path.read_text() == own and done == ["reward"], "and no first round, which would be about other answers"
     path.write_text(simulated), stages.write_text(before)
 
 
@@ -131,7 +131,18 @@ def test_data_without_exams_need_no_school(killed, tmp_path):
     assert names == STAGES[1:] and [stage.name for stage in without] == [n for n in names if n != "reward_init"]
     (reward_model,) = [stage.settings["reward_model"] for stage in with_exams if stage.name == "reward"]
     assert reward_model == str(tmp_path / "reward_init.pt")
-    assert [stage.settings for stage in without if stage.name == "reward"] == [{}]
+    assert [s.settings for s in without if s.name == "reward"] == [{"init": str(tmp_path / "ppo_init.pt")}]
+
+
+def test_the_second_round_ranks_answers_of_the_first_rounds_policy(killed):
+    """§3.1: both rounds' rankings are in the second's file, and the answers were sampled from another model."""
+    out, _ = killed
+    first, both = ([json.loads(x) for x in (out / f / "comparisons.jsonl").open()] for f in ("round1", "."))
+    assert both[: len(first)] == first and len(both) > len(first)
+    stages = {stage.name: stage.settings for stage in run.stages(Config(out=str(out)))}
+    assert stages["collect_1"]["supervised"] == str(out / "ppo_init.pt")
+    assert stages["collect"]["supervised"] == str(out / "round1" / "ppo.pt") and (out / "round1" / "ppo.pt").exists()
+    assert read_report(out)["models"]["ppo_1"]["name"] == "PPO, first round"
 
 
 def test_the_code_of_a_stage_is_found_through_its_imports():

@@ -89,10 +89,10 @@ def test_validation_is_by_training_labelers(data, run, tmp_path):
         common.encoded_rankings(process_of(data, run), 64)
 
 
-def test_what_rankings_cost():
+def test_what_rankings_cost(tmp_path):
     letters = SimpleNamespace(encode_ordinary=list)
     records = [{"split": split, "completions": ["ab", "c"]} for split in ("train", "valid", "train")]
-    assert common.cost_of_rankings(records, letters) == {"labels": 2, "tokens": 6}
+    assert common.cost_of_rankings(tmp_path, records, letters) == {"labels": 2, "tokens": 6}
 
 
 # ---------------------------------------------------------------------------------------------------- a run

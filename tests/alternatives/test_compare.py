@@ -29,17 +29,22 @@ def finished(run, tokenizer_spec, tiny):
     for name, batch_size in (("ppo", 10), ("ppo_ptx", 100)):
         (run / f"{name}.jsonl").write_text('{"length": 10.0}\n{"length": 5.5}\n')
         save_checkpoint(run / f"{name}.pt", GPT(tiny), tokenizer_spec, {"batch_size": batch_size}, 2)
-    stages = {"collect": 3.5, "reward_init": 1.5, "reward": 5.5, "ppo": 2, "ppo_ptx": 4}
+    (run / "round1").mkdir()
+    (run / "round1" / "ppo.jsonl").write_text('{"length": 3.0}\n')
+    save_checkpoint(run / "round1" / "ppo.pt", GPT(tiny), tokenizer_spec, {"batch_size": 4}, 2)
+    stages = {"collect_1": 1, "reward_init": 1.5, "reward_1": 0.25, "ppo_1": 0.5, "collect": 0.25}
+    stages |= {"reward": 7, "ppo": 2, "ppo_ptx": 4}
     (run / "stages.json").write_text(json.dumps({name: {"seconds": seconds} for name, seconds in stages.items()}))
     return run
 
 
 def test_costs_of_run_come_from_its_logs(finished):
     costs = compare.costs_of_run(finished, LETTERS)
-    assert costs["rankings"] == {"labels": 2, "tokens": 6, "seconds": 3.5}, "of the training split"
-    assert costs["reward"] == costs["best_of_n"] == {"labels": 2, "tokens": 6, "seconds": 10.5}
-    assert costs["ppo"] == {"labels": 2, "tokens": 6 + 155, "seconds": 12.5}, "15.5 tokens for each of 10 episodes"
-    assert costs["ppo_ptx"] == {"labels": 2, "tokens": 6 + 1550, "seconds": 14.5}
+    ranked = 6 + 12  # of the training split; and 3 tokens for each of 4 episodes of the first round
+    assert costs["rankings"] == {"labels": 2, "tokens": ranked, "seconds": 3.5}, "both rounds"
+    assert costs["reward"] == costs["best_of_n"] == {"labels": 2, "tokens": ranked, "seconds": 10.5}
+    assert costs["ppo"] == {"labels": 2, "tokens": ranked + 155, "seconds": 12.5}, "15.5 tokens, 10 episodes"
+    assert costs["ppo_ptx"] == {"labels": 2, "tokens": ranked + 1550, "seconds": 14.5}
     assert costs["sft"] == costs["ppo_init"] == {"labels": 0, "tokens": 0, "seconds": 0}
 
 
@@ -50,8 +55,8 @@ def test_costs_are_of_the_rankings_that_reward_pt_was_trained_on(finished):
         compare.costs_of_run(finished, LETTERS)
 
 
-BUILT = {"dpo": 3.5, "rest": 10.5, "rejection_ppo": 10.5, "llama2": 5, "rlaif": 31.5, "helpful": 0, "cai_sl": 30}
-BUILT |= {"cai": 35, "hir": 3.5}
+BUILT = {"dpo": 3.5, "rest": 10.5, "rejection_ppo": 10.5, "llama2": 3.5, "rlaif": 31.5, "helpful": 0, "cai_sl": 30}
+BUILT |= {"cai": 33.5, "hir": 3.5}
 
 
 @pytest.mark.parametrize("name, more", BUILT.items())

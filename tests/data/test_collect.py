@@ -101,6 +101,20 @@ def test_same_seed_same_rankings_and_another_seed_others(folder, run, tmp_path, 
     assert one == two != other
 
 
+def test_a_second_round_keeps_the_rankings_of_the_first(folder, run, tmp_path, monkeypatch):
+    ranked_by(monkeypatch, {"training": people(3, "training")})
+    models = dict(supervised=str(run / "ppo_init.pt"))
+    collect.main(config(folder, tmp_path / "first", **models))
+    earlier = str(tmp_path / "first" / "comparisons.jsonl")
+    collect.main(config(folder, tmp_path / "second", earlier=earlier, seed=1, **models))
+    collect.main(config(folder, tmp_path / "alone", seed=1, **models))
+    first, second, alone = (read_comparisons(tmp_path / n / "comparisons.jsonl") for n in ("first", "second", "alone"))
+    assert second == first + alone and first != alone
+    with pytest.raises(BadInput, match="nowhere.jsonl: no such file"):
+        collect.main(config(folder, tmp_path / "third", earlier=str(tmp_path / "nowhere.jsonl"), **models))
+    assert not (tmp_path / "third" / "answers.jsonl").exists(), "refused before anything is sampled"
+
+
 def test_rankings_that_are_there_are_never_overwritten(folder, run, monkeypatch):
     (run / "comparisons.jsonl").write_text("of hours of work")
     with pytest.raises(BadInput, match="comparisons.jsonl: is there already"):
