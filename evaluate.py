@@ -15,7 +15,7 @@ temperature 1, and once greedily. Then:
   alignment tax  corpus loss, and accuracy on the web's "public tasks", zero- and few-shot
   over-optimisation   reward-model score and gold score against √KL, along PPO's training and for best-of-n
 
-Only simulated labelers are asked. A data folder without them gets what makes sense without them: reward-model accuracy
+Only simulated labelers are asked; what people have judged on page.py (OUT/people) is reported beside them. A data folder without them gets what makes sense without them: reward-model accuracy
 on held-out rankings, scores, KL and samples.
 """
 
@@ -37,6 +37,7 @@ from core.ranking_metrics import accuracy, differences, mean_and_error
 from core.report import figures, markdown, summary
 from core.text import answer_logprobs, best_of_n, kl_of_answers, mean_score, respond, score_answers
 from data.folder import Corpus, load_tokenizer, read_comparisons, read_jsonl, read_prompts, with_room
+from data.people import read_judgements
 from data.village.intents import understand
 from pretrain import corpus_loss
 
@@ -101,6 +102,32 @@ def mean_and_interval(values):
     """Mean of one number per prompt and its 95 % interval -> {"mean", "low", "high", "n"}."""
     mean, error = mean_and_error(values)
     return {"mean": mean, "low": mean - error, "high": mean + error, "n": len(values)}
+
+
+def people_win_rates(judgements, names):
+    """Which model people prefer, from the judgements that they gave on page.py, by pair of models and group of people.
+
+    judgements: records of data/people.py; names: {key: name} of models. All votes on a prompt, in both orders, are one
+    observation; a tie is half. -> [{"model", "against", "votes", group: win rate}]
+    """
+    place = {key: i for i, key in enumerate((*NAMES, *sorted({key for r in judgements for key in r["models"]})))}
+    votes = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for record in judgements:
+        model = max(record["models"], key=place.get)  # of two models the one that comes later in NAMES
+        other = min(record["models"], key=place.get)
+        if record["preferred"] == 0:
+            points = 0.5
+        else:
+            points = float(record["models"][record["preferred"] - 1] == model)
+        votes[model, other][record["group"]][record["prompt"]].append(points)
+    found = []
+    for (model, other), groups in votes.items():
+        rates = {}
+        for group, prompts in groups.items():
+            rates[group] = mean_and_interval([sum(points) / len(points) for points in prompts.values()])
+        count = sum(len(points) for prompts in groups.values() for points in prompts.values())
+        found.append({"model": names.get(model, model), "against": names.get(other, other), "votes": count, **rates})
+    return found
 
 
 def gold_report(judge, records, texts):
@@ -362,6 +389,9 @@ def main(cfg):
             if group in report["reward_model"]:
                 report["reward_model"][group]["ceiling"] = accuracy_of_mean_taste(people, rankings)
         report["reward_model_probe"] = probe_reward_model(reward_model, tokenizer, judge, prompts)
+    judgements = out / "people" / "judgements.jsonl"
+    if judgements.exists():
+        report["people"] = people_win_rates(read_judgements(judgements), names)
     report["samples"] = [
         {"prompt": prompts[i], **{key: texts[i][0] for key, texts in answers.items()}} for i in prompts_to_show(test)
     ]

@@ -345,6 +345,7 @@ def main(cfg):
     final_loss = corpus_loss(policy, Corpus(cfg.data, "valid"), min(128, policy.config.block_size - 1))
     require(math.isfinite(final_loss), f"the corpus loss became {final_loss}; try a smaller --learning_rate")
     print(f"corpus loss {final_loss:.3f}; saving the averaged weights")
+    save_checkpoint(out / f"{name}.value.pt", value_model, tokenizer_spec, cfg, cfg.iterations)  # to look at (page.py)
     save_checkpoint(out / f"{name}.pt", policy, tokenizer_spec, cfg, cfg.iterations, inputs=state.inputs)
     state.finish()
     print(f"wrote {out}/{name}.pt; next: python evaluate.py --data {cfg.data} --out {cfg.out}")

@@ -92,6 +92,7 @@ def markdown(report, figure_files=()):
         f"# Report\n\nSeed {report['seed']}, {report['n_prompts']} test prompts.",
         preference_section(report),
         head_to_head_section(report),
+        people_section(report),
         unseen_section(report),
         score_section(report),
         tax_section(report),
@@ -145,6 +146,18 @@ def head_to_head_section(report):
             rows.append([names[key], interval(found[key]["training"]), interval(found[key]["held_out"])])
     head = ["PPO-ptx, T = 1, against", "% preferred by training labelers", "by held-out labelers"]
     return f"## Head to head\n\n{table(head, rows)}"
+
+
+def people_section(report):
+    """What people judged on page.py, blindly and in both orders."""
+    if not report.get("people"):
+        return ""
+    rows = []
+    for found in report["people"]:
+        cells = [f"{interval(found[g])} ({found[g]['n']})" if g in found else "-" for g in GROUPS]
+        rows.append([f"{found['model']} against {found['against']}", *cells, found["votes"]])
+    head = ["", "% preferred by people, training (prompts)", "held-out (prompts)", "judgements"]
+    return f"## People, both orders, T = 1, prompts on which the two say other things\n\n{table(head, rows)}"
 
 
 def unseen_section(report):
