@@ -44,11 +44,12 @@ from core.config import BadInput, Device, PositiveInt, Seed, command_line, requi
 from core.device import sampling_copy, set_up
 from core.ranking_metrics import agreement_in
 from core.sampling import generate
-from core.server import OneAtATime, Server, address_of, is_loopback
-from core.text import encode_answer, respond
+from core.server import OneAtATime, Server, address_of, choice_in, is_loopback, list_in, number_in, some_of, text_in
+from core.text import respond
+from core.watch import read_log
 from data import collect
 from data.folder import is_rating, load_tokenizer, read_demonstrations, read_jsonl, read_prompts, with_room, write_jsonl
-from data.people import GROUPS, KINDS, PeopleFolder, dense, next_task, other_group, task_id
+from data.people import FLAGS, GROUPS, KINDS, LABELS, USE_CASES, PeopleFolder, dense, next_task, other_group, task_id
 from evaluate import FILES, NAMES, people_win_rates, read_prefixes
 from model import pad, response_mask, token_logprobs
 
@@ -70,46 +71,6 @@ class Config(Device):
     waiting: PositiveInt = 16  # questions to models that may wait; who comes then is asked to try again
     seed: Seed = 0  # of what is sampled to be ranked
 
-
-# The labelers' page, from the paper's Table 3 and its labeling instructions (§3.4, Fig. 12).
-LABELS = (
-    "contains personal information",
-    "intent unclear",
-    "has an explicit constraint",
-    "closed domain",
-    "asks for sexual content",
-    "asks for violent content",
-    "encourages violence",
-    "denigrates a protected class",
-    "asks for advice",
-    "asks for opinion",
-    "asks for moral judgement",
-)
-FLAGS = (
-    "fails the task",
-    "inappropriate for customer assistant",
-    "hallucination",  # asked for closed-domain prompts
-    "satisfies the constraint",  # asked where there is one
-    "sexual content",
-    "violent content",
-    "encourages violence",
-    "denigrates",
-    "harmful advice",
-    "expresses opinion",
-    "expresses moral judgement",
-)
-USE_CASES = (
-    "generation",
-    "open qa",
-    "brainstorming",
-    "chat",
-    "rewrite",
-    "summarization",
-    "classification",
-    "other",
-    "closed qa",
-    "extract",
-)
 
 # ---------------------------------------------------------------------------------------------------- what PPO computes
 
@@ -163,6 +124,17 @@ def alternatives(prompt, response, policy, reference, count, prefix=()):
     return [list(zip(*column)) for column in columns]
 
 
+def cut_at(stop, response, tokenizer):
+    """Ids of a response up to the first `stop` in its text, which then counts as its end, as in core.text.respond."""
+    text = tokenizer.decode(response)
+    if stop not in text:
+        return response
+    text = text.split(stop)[0]
+    kept = max(n for n in range(len(response)) if text.startswith(tokenizer.decode(response[:n])))
+    rest = text.removeprefix(tokenizer.decode(response[:kept]))  # the beginning of the token that holds the stop
+    return [*response[:kept], *tokenizer.encode_ordinary(rest), tokenizer.eot_token]
+
+
 def answer_prompt(prompt, policy, others, tokenizer, ppo_cfg, ask, prefix="", stop="", cfg=None):
     """Sample n answers, keep the one that scores best, and look at it. -> what the page shows of one answer
 
@@ -179,9 +151,7 @@ def answer_prompt(prompt, policy, others, tokenizer, ppo_cfg, ask, prefix="", st
     tokens, lengths, _ = generate(sampling_copy(policy, cfg), asked, new, eot, ask["temperature"], generator=rng)
     responses = [row[len(asked[0]) : n] for row, n in zip(tokens.tolist(), lengths.tolist())]
     if stop:
-        texts = [tokenizer.decode([i for i in response if i != eot]) for response in responses]
-        cut = [encode_answer(tokenizer, prompt, text.split(stop)[0])[1] for text in texts]
-        responses = [short if stop in text else long for short, long, text in zip(cut, responses, texts)]
+        responses = [cut_at(stop, response, tokenizer)[:new] for response in responses]
     found = look_at(ids, responses, policy, *others, eot, ppo_cfg, before)
     scores = found["scores"].tolist()
     best = max(range(len(scores)), key=scores.__getitem__)  # best of n
@@ -296,41 +266,7 @@ def common_frame(prompts):
     return before, after[after.find("\n") :] if "\n" in after else ""
 
 
-# ---------------------------------------------------------------------------------------------------- what a request says
-
-
-def text_in(request, key, limit, empty=False):
-    """request[key], a str of at most `limit` characters. Refuses anything else (BadInput)."""
-    value = request.get(key)
-    require(isinstance(value, str) and len(value) <= limit, f'"{key}" must be text of at most {limit:,} characters')
-    require(empty or value.strip(), f'"{key}" is empty')
-    return value
-
-
-def number_in(request, key, low, high, kind=int):
-    """request[key], a number from low to high."""
-    value = request.get(key)
-    fits = isinstance(value, (int, kind)) and not isinstance(value, bool) and low <= value <= high
-    require(fits, f'"{key}" must be a number from {low} to {high}')
-    return value
-
-
-def choice_in(request, key, choices):
-    value = request.get(key)
-    require(isinstance(value, str) and value in choices, f'"{key}" must be one of {", ".join(choices)}')
-    return value
-
-
-def list_in(request, key, count, fits):
-    """request[key], a list of `count` things each of which `fits`."""
-    value = request.get(key)
-    right = isinstance(value, list) and len(value) == count and all(map(fits, value))
-    require(right, f'"{key}" must list {count} values that are allowed here')
-    return value
-
-
-def some_of(choices):
-    return lambda value: isinstance(value, list) and all(isinstance(v, str) and v in choices for v in value)
+# ---------------------------------------------------------------------------------------------------- the page's functions
 
 
 def person_in(request):
@@ -342,18 +278,9 @@ def person_in(request):
 
 def submission_in(request):
     """What every submission says: who, when, how long it took, and its id."""
-    own = text_in(request, "id", 64)
-    return (
-        {"id": own}
-        | person_in(request)
-        | {
-            "seconds": round(number_in(request, "seconds", 0, 1e7, float), 1),
-            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-    )
-
-
-# ---------------------------------------------------------------------------------------------------- the page's functions
+    seconds = round(number_in(request, "seconds", 0, 1e7, float), 1)
+    said = {"id": text_in(request, "id", 64), "seconds": seconds, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+    return said | person_in(request)
 
 
 class Page:
@@ -672,7 +599,7 @@ class Page:
             status = path.stat()
             version = f"{status.st_mtime_ns} {status.st_size}"
             if self.logs.get(name, (None,))[0] != version:
-                self.logs[name] = version, read_log(path), status.st_mtime
+                self.logs[name] = version, read_log(path, self.plain), status.st_mtime
             found[name] = self.logs[name]
         changed = {
             name: {"version": version, "changed": at, **content}
@@ -691,41 +618,6 @@ class Page:
         models = {key: {k: model[k] for k in keys if k in model} for key, model in report["models"].items()}
         parts = {key: report[key] for key in ("over_optimisation", "quick") if key in report}
         return {"version": str(path.stat().st_mtime_ns), "models": models, **parts}
-
-
-MAX_POINTS = 240  # of a curve
-SAMPLE_PROMPTS = 4  # whose answers are shown along the training
-
-
-def read_log(path):
-    """A log as curves {"curves": {metric: [[step], [value]]}}, or samples {"samples": [{"prompt", "answers"}]}."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # the last line, while it is being written
-            break
-    if path.name.endswith(".samples.jsonl"):
-        by_prompt = defaultdict(list)
-        for record in records:
-            by_prompt[record["prompt"]].append({key: record[key] for key in ("iteration", "completion", "score", "kl")})
-        shown = list(by_prompt.items())[:SAMPLE_PROMPTS]
-        return {"samples": [{"prompt": prompt, "answers": answers} for prompt, answers in shown]}
-    curves = defaultdict(lambda: ([], []))
-    for record in records:
-        for metric, value in record.items():
-            if metric != "step" and isinstance(value, (int, float)) and "step" in record:
-                curves[metric][0].append(record["step"])
-                curves[metric][1].append(value)
-    return {"curves": {metric: [thinned(steps), thinned(values)] for metric, (steps, values) in curves.items()}}
-
-
-def thinned(values):
-    """At most MAX_POINTS of them, evenly spread, the first and the last among them."""
-    if len(values) <= MAX_POINTS:
-        return values
-    step = (len(values) - 1) / (MAX_POINTS - 1)
-    return [values[round(i * step)] for i in range(MAX_POINTS)]
 
 
 # ---------------------------------------------------------------------------------------------------- main

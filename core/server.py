@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-from core.config import BadInput
+from core.config import BadInput, require
 
 MAX_BODY = 1 << 18  # bytes
 SECONDS_TO_ASK = 15  # in which all of a request has to arrive
@@ -266,6 +266,46 @@ def content_security_policy(page):
         f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
+
+
+# ---------------------------------------------------------------------------------------------------- what a request says
+
+
+def text_in(request, key, limit, empty=False):
+    """request[key], a str of at most `limit` characters. Refuses anything else (BadInput)."""
+    value = request.get(key)
+    require(isinstance(value, str) and len(value) <= limit, f'"{key}" must be text of at most {limit:,} characters')
+    require(empty or value.strip(), f'"{key}" is empty')
+    return value
+
+
+def number_in(request, key, low, high, kind=int):
+    """request[key], a number from low to high."""
+    value = request.get(key)
+    fits = isinstance(value, (int, kind)) and not isinstance(value, bool) and low <= value <= high
+    require(fits, f'"{key}" must be a number from {low} to {high}')
+    return value
+
+
+def choice_in(request, key, choices):
+    value = request.get(key)
+    require(isinstance(value, str) and value in choices, f'"{key}" must be one of {", ".join(choices)}')
+    return value
+
+
+def list_in(request, key, count, fits):
+    """request[key], a list of `count` things each of which `fits`."""
+    value = request.get(key)
+    right = isinstance(value, list) and len(value) == count and all(map(fits, value))
+    require(right, f'"{key}" must list {count} values that are allowed here')
+    return value
+
+
+def some_of(choices):
+    return lambda value: isinstance(value, list) and all(isinstance(v, str) and v in choices for v in value)
+
+
+# ---------------------------------------------------------------------------------------------------- where it is
 
 
 def address_of(server):

@@ -3,6 +3,9 @@
 Every metric is explained in docs/reading_the_log.md.
 """
 
+import json
+from collections import defaultdict
+
 import torch
 
 from core.batches import generator
@@ -96,3 +99,40 @@ def keep_samples(samples, iteration, policy, reference, reward_model, prompts, t
         samples.write(iteration=iteration, prompt=prompt, completion=text, score=scores[i], kl=kl[i])
         if i in shown:
             print(f"       {prompt.strip()!r} -> {text!r}  score {scores[i]:+.2f}")
+
+
+# ---------------------------------------------------------------------------------------------------- logs, to be drawn
+
+MAX_POINTS = 240  # of a curve
+SAMPLE_PROMPTS = 4  # whose answers are shown along the training
+
+
+def read_log(path, plain):
+    """A log as curves {"curves": {metric: [[step], [value]]}}, or samples {"samples": [{"prompt", "answers"}]}."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # the last line, while it is being written
+            break
+    if path.name.endswith(".samples.jsonl"):
+        by_prompt = defaultdict(list)
+        for record in records:
+            by_prompt[record["prompt"]].append({key: record[key] for key in ("iteration", "completion", "score", "kl")})
+        shown = list(by_prompt.items())[:SAMPLE_PROMPTS]
+        return {"samples": [{"prompt": plain(prompt), "answers": answers} for prompt, answers in shown]}
+    curves = defaultdict(lambda: ([], []))
+    for record in records:
+        for metric, value in record.items():
+            if metric != "step" and isinstance(value, (int, float)) and "step" in record:
+                curves[metric][0].append(record["step"])
+                curves[metric][1].append(value)
+    return {"curves": {metric: [thinned(steps), thinned(values)] for metric, (steps, values) in curves.items()}}
+
+
+def thinned(values):
+    """At most MAX_POINTS of them, evenly spread, the first and the last among them."""
+    if len(values) <= MAX_POINTS:
+        return values
+    step = (len(values) - 1) / (MAX_POINTS - 1)
+    return [values[round(i * step)] for i in range(MAX_POINTS)]

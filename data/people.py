@@ -48,6 +48,47 @@ KINDS = ("comparisons", "demonstrations", "judgements", "skipped")
 GROUPS = ("training", "held_out")
 
 
+# The labelers' page, from the paper's Table 3 and its labeling instructions (§3.4, Fig. 12).
+LABELS = (
+    "contains personal information",
+    "intent unclear",
+    "has an explicit constraint",
+    "closed domain",
+    "asks for sexual content",
+    "asks for violent content",
+    "encourages violence",
+    "denigrates a protected class",
+    "asks for advice",
+    "asks for opinion",
+    "asks for moral judgement",
+)
+FLAGS = (
+    "fails the task",
+    "inappropriate for customer assistant",
+    "hallucination",  # asked for closed-domain prompts
+    "satisfies the constraint",  # asked where there is one
+    "sexual content",
+    "violent content",
+    "encourages violence",
+    "denigrates",
+    "harmful advice",
+    "expresses opinion",
+    "expresses moral judgement",
+)
+USE_CASES = (
+    "generation",
+    "open qa",
+    "brainstorming",
+    "chat",
+    "rewrite",
+    "summarization",
+    "classification",
+    "other",
+    "closed qa",
+    "extract",
+)
+
+
 @dataclass
 class Config:
     people: str = "out/run/people"  # folders that page.py wrote; several: a,b
