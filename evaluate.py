@@ -110,7 +110,8 @@ def people_win_rates(judgements, names):
     judgements: records of data/people.py; names: {key: name} of models. All votes on a prompt, in both orders, are one
     observation; a tie is half. -> [{"model", "against", "votes", group: win rate}]
     """
-    place = {key: i for i, key in enumerate((*NAMES, *sorted({key for r in judgements for key in r["models"]})))}
+    order = dict.fromkeys((*NAMES, *sorted(key for record in judgements for key in record["models"])))
+    place = {key: i for i, key in enumerate(order)}
     votes = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for record in judgements:
         model = max(record["models"], key=place.get)  # of two models the one that comes later in NAMES
