@@ -254,10 +254,11 @@ WRONG_QUESTIONS = [
 ]
 
 
-@pytest.mark.parametrize("change, words", WRONG_QUESTIONS)
-def test_wrong_questions_are_refused_with_words(served, change, words):
-    with pytest.raises(BadInput, match=words.replace("(", "\\(")):
-        served.ask(ASK | change)
+def test_wrong_questions_are_refused_with_words(served):
+    for change, words in WRONG_QUESTIONS:
+        with pytest.raises(BadInput, match=words):
+            served.ask(ASK | change)
+    assert served.ask(ASK)["tokens"]
 
 
 def test_without_a_reward_model_the_page_says_what_is_missing(served, run):
@@ -388,20 +389,20 @@ WRONG_RANKINGS = [
     {"id": ""},
     {"name": " "},
     {"name": "x" * 41},
-    {"name": "Ann\n"[:3] + "\x07"},
+    {"name": "Ann\x07"},
     {"group": "judges"},
     {"seconds": -1},
     {"seconds": None},
 ]
 
 
-@pytest.mark.parametrize("change", WRONG_RANKINGS, ids=str)
-def test_wrong_rankings_are_refused_and_leave_nothing(served, change):
+def test_wrong_rankings_are_refused_and_leave_nothing(served):
     task = next(id for id, task in served.answers_to_rank().items() if len(task["completions"]) == 5)
     right = submission(ANN, task=task, ranks=[1, 2, 2, 3, 5])
-    with pytest.raises(BadInput):
-        served.rank(right | change)
-    assert not served.people.path("comparisons").exists()
+    for change in WRONG_RANKINGS:
+        with pytest.raises(BadInput):
+            served.rank(right | change)
+        assert not served.people.path("comparisons").exists(), change
     served.rank(right)
     assert len(records_of(served.people.path("comparisons"))) == 1
 
