@@ -266,6 +266,13 @@ def common_frame(prompts):
     return before, after[after.find("\n") :] if "\n" in after else ""
 
 
+def shown_once(record):
+    """A record of answers to rank without those that look like another on the page: only the space around them differs."""
+    first = {text.strip(): i for i, text in reversed(list(enumerate(record["completions"])))}
+    kept = sorted(first.values())
+    return record | {key: [record[key][i] for i in kept] for key in ("completions", "ended")}
+
+
 # ---------------------------------------------------------------------------------------------------- the page's functions
 
 
@@ -387,7 +394,8 @@ class Page:
                 )
                 shared = {name: getattr(self.cfg, name) for name in (*shared, "device", "threads", "dtype")}
                 rng = random.Random(self.cfg.seed)
-                write_jsonl(path, collect.answers_to_rank(collect.Config(**shared), self.device, self.out, rng))
+                records = collect.answers_to_rank(collect.Config(**shared), self.device, self.out, rng)
+                write_jsonl(path, [record for record in map(shown_once, records) if len(record["completions"]) >= 2])
             records = [record for _, record in read_jsonl(path)]
         return {task_id(record["prompt"], record["completions"]): record for record in records}
 

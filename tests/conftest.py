@@ -1,7 +1,10 @@
 """What the tests share: a tokenizer of 300 tokens, a data folder made by hand, a run folder of untrained models."""
 
 import json
+import shutil
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +66,12 @@ def run(tmp_path, tokenizer_spec, tiny):
         torch.manual_seed(i)
         save_checkpoint(tmp_path / f"{name}.pt", kind(config), tokenizer_spec, config, step=0)
     return tmp_path
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """A folder in memory where there is one: syncing 600 records to a slow disk takes long, and proves nothing more."""
+    shm = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else tmp_path))
+    yield folder
+    shutil.rmtree(folder)

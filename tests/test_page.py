@@ -1,10 +1,10 @@
 """The page: what Ask computes, derived a second way; who ranks what; what is kept, and that nothing is lost."""
 
+import http.client
 import json
 import random
 import shutil
 import signal
-import tempfile
 import threading
 import time
 import urllib.error
@@ -13,7 +13,6 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 import torch
@@ -308,6 +307,11 @@ def test_a_ranking_is_a_record_that_reward_py_trains_on(served, cfg, tmp_path, c
     assert "5 rankings" in capsys.readouterr().out and (tmp_path / "reward_people.pt").exists()
 
 
+def test_answers_that_look_the_same_are_shown_once():
+    record = {"prompt": "Q", "completions": [" a", "b", "a", "a\n", "c"], "ended": [True, False, False, True, True]}
+    assert page.shown_once(record) == record | {"completions": [" a", "b", "c"], "ended": [True, False, True]}
+
+
 def test_who_ranks_what(served, cfg):
     """A fifth of a training labeler's prompts are for validation, the same for two people; held-out labelers get no other."""
     for _ in range(10):
@@ -577,15 +581,6 @@ def test_a_line_that_is_not_ours_is_named(tmp_path):
 CLIENTS, SUBMISSIONS = 30, 20
 
 
-@pytest.fixture
-def memory(tmp_path):
-    """A folder in memory where there is one: syncing 600 records to a slow disk takes long, and proves nothing more."""
-    shm = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else tmp_path))
-    yield folder
-    shutil.rmtree(folder)
-
-
 def test_kill_9_in_the_middle_of_600_submissions_loses_none_and_doubles_none(cfg, memory):
     """Two servers on one folder, 30 people; one server is killed while it writes, and its people go on with the other.
 
@@ -618,7 +613,7 @@ def test_kill_9_in_the_middle_of_600_submissions_loses_none_and_doubles_none(cfg
                 except urllib.error.HTTPError as problem:
                     failed.append(problem.read())
                     return
-                except OSError:  # its server is dead
+                except (OSError, http.client.HTTPException):  # its server is dead
                     address = addresses[1 - number % 2]
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]

@@ -46,12 +46,12 @@ def browser():
 
 
 @pytest.fixture
-def site(data, run, tmp_path):
+def site(data, run, memory):
     """A page whose answers to rank are written by hand. -> (address, folder of people, functions that may be replaced)"""
-    folder = shutil.copytree(data, tmp_path / "data")
+    folder = shutil.copytree(data, memory / "data")
     with open(folder / "prompts.jsonl", "a") as file:
         file.write('{"prompt": "Which is it?\\n", "user": "t", "split": "test"}\n')
-    people = tmp_path / "people"
+    people = memory / "people"
     tasks = [
         {"prompt": f"Q{i} {HOSTILE}\n", "completions": TEXTS, "ended": [True] * 4, "split": "train"}
         for i in range(N_TASKS)
@@ -81,7 +81,7 @@ def until(condition, seconds=10):
     while True:
         try:
             value = condition()
-        except selenium.common.exceptions.WebDriverException:
+        except (selenium.common.exceptions.WebDriverException, LookupError, StopIteration):
             value = None
         if value:
             return value
@@ -339,7 +339,7 @@ def test_hostile_text_is_text(browser, site):
 
     functions["/api/ask"] = hostile_tokens
     click(browser, "nav a[href='#ask']")
-    one(browser, "#prompt").send_keys(HOSTILE + Keys.CONTROL + Keys.ENTER)
+    one(browser, "#prompt").send_keys("<b>" + Keys.CONTROL + Keys.ENTER)
     until(lambda: len(all_of(browser, "#answers .tokens")) == 3)
     all_of(browser, ".tok")[0].click()
     assert HOSTILE in all_of(browser, ".tok")[0].text and "onerror" in one(browser, ".look").text

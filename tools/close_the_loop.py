@@ -43,7 +43,7 @@ class Config(Device):
     taste: Literal["short", "pet"] = "short"  # short: the fewer words the better; pet: the more animals the better
     rankings: PositiveInt = 300  # by the person in training
     held_out_rankings: PositiveInt = 30  # by another person with the same taste
-    epochs: PositiveInt = 3  # of reward.py
+    epochs: PositiveInt = 1  # of reward.py
     batch_size: PositiveInt = 4  # of reward.py: rankings per step
     reward_learning_rate: PositiveFloat = 5e-4  # of reward.py
     iterations: PositiveInt = 40  # of ppo.py
@@ -91,7 +91,7 @@ class Person:
 
 
 def rank_on_the_page(cfg, out, likes):
-    """Serve the page as a process of its own, and let two people rank on it. -> how many rankings they gave"""
+    """Serve the page as a process of its own, and have the people rank on it. -> how many rankings they gave"""
     flags = {
         "out": out,
         "data": cfg.data,
@@ -102,17 +102,22 @@ def rank_on_the_page(cfg, out, likes):
     flags |= {"max_new_tokens": cfg.max_new_tokens, "device": cfg.device, "threads": cfg.threads, "seed": cfg.seed}
     command = [sys.executable, str(ROOT / "page.py"), *(f"--{name}={value}" for name, value in flags.items())]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    given = 0
     try:
         address = next((line.split()[1] for line in server.stdout if line.startswith("open ")), None)
         require(address, "page.py did not start; what it printed stands above")
-        for name, group, count in (("Tess", "training", cfg.rankings), ("Hal", "held_out", cfg.held_out_rankings)):
-            person = Person(address, name, group, likes)
-            for _ in range(count):
-                given += person.rank()
+        return people_rank(cfg, address, likes)
     finally:
         server.kill()  # kill -9: what was acknowledged is on the disk
         server.wait()
+
+
+def people_rank(cfg, address, likes):
+    """One person in training, and another of the same taste who is held out. -> how many rankings they gave"""
+    given = 0
+    for name, group, count in (("Tess", "training", cfg.rankings), ("Hal", "held_out", cfg.held_out_rankings)):
+        person = Person(address, name, group, likes)
+        for _ in range(count):
+            given += person.rank()
     return given
 
 
