@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-from core.config import BadInput, require
+from core.config import BadInput, one_line, require
 
 MAX_BODY = 1 << 18  # bytes
 SECONDS_TO_ASK = 15  # in which all of a request has to arrive
@@ -155,6 +155,9 @@ class Handler(BaseHTTPRequestHandler):
             status, kind, body = 400, *as_json({"error": str(problem)})
         except (ConnectionError, TimeoutError):
             raise
+        except OSError as problem:  # a full disk: nothing was written, and the page tries again
+            print(one_line(problem))
+            status, kind, body = 507, *as_json({"error": one_line(problem)})
         except Exception:
             traceback.print_exc()
             status, kind, body = 500, *as_json({"error": "something is wrong here; the server's terminal says what"})

@@ -271,10 +271,23 @@ def test_greedy_meets_greedy_and_unseen_prompts_stay_apart(evaluated):
     assert rivals["sft_at_its_best_temperature"]["held_out"]["mean"] == 1.0
 
 
-def test_nothing_is_compared_without_labelers_or_ppo_ptx(evaluated):
+def test_nothing_is_compared_without_labelers_or_ppo_ptx(evaluated, run):
     report, _, _ = evaluated()
+    assert "people" not in report
     assert "head_to_head" not in report and "unseen_phrasings" in report["models"]["sft"]
+    (run / "people").mkdir()
+    judged = {
+        "prompt": "Q",
+        "models": ["sft", "ppo_ptx"],
+        "completions": ["x", "y"],
+        "preferred": 2,
+        "group": "training",
+    }
+    write_jsonl(run / "people" / "judgements.jsonl", [judged])
     report, _, _ = evaluated("ppo_ptx", village=False)
+    (people,) = report["people"]
+    assert (people["model"], people["against"], people["training"]["mean"]) == ("PPO-ptx", "SFT", 1.0)
+    assert "| PPO-ptx against SFT |" in (run / "report.md").read_text()
     assert "head_to_head" not in report and "ppo_ptx" in report["models"]
     assert not {"win_rate", "win_rate_greedy", "unseen_phrasings", "helpful"} & set(report["models"]["ppo_ptx"])
 

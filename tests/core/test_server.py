@@ -1,6 +1,7 @@
 """The page's server: who is refused, in what words, and that the others are answered meanwhile."""
 
 import base64
+import errno
 import hashlib
 import http.client
 import json
@@ -37,7 +38,13 @@ def functions():
     def wrong(request):
         raise BadInput("name is missing")
 
-    return {"/api/echo": lambda request: {"got": request}, "/api/broken": broken, "/api/wrong": wrong}
+    def full(request):
+        raise OSError(errno.ENOSPC, "No space left on device", "people/comparisons.jsonl")
+
+    def echo(request):
+        return {"got": request}
+
+    return {"/api/echo": echo, "/api/broken": broken, "/api/wrong": wrong, "/api/full": full}
 
 
 @contextmanager
@@ -224,6 +231,13 @@ def test_what_is_wrong_on_our_side_is_said_on_the_terminal(server, capsys):
     status, _, body = ask(server, path="/api/broken")
     assert status == 500 and "ZeroDivision" not in body["error"]
     assert "ZeroDivisionError: of ours" in capsys.readouterr().err
+    assert works(server)
+
+
+def test_a_full_disk_is_said_to_both(server, capsys):
+    status, _, body = ask(server, path="/api/full")
+    words = "people/comparisons.jsonl: No space left on device; free some space"
+    assert (status, body["error"]) == (507, words) and words in capsys.readouterr().out
     assert works(server)
 
 
