@@ -29,6 +29,7 @@ import hashlib
 import json
 import random
 import secrets
+import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
@@ -184,27 +185,27 @@ class RunModels:
         self.cfg, self.out, self.device = cfg, out, device
         self.tokenizer_spec, self.tokenizer = load_tokenizer(cfg.data)
         self.prefixes = read_prefixes(cfg)
-        self.headers, self.models = {}, {}
+        self.headers, self.models, self.looking = {}, {}, threading.Lock()
 
     def files(self, kind):
         """{name: path} of the checkpoints of a kind that belong to this data, states and epochs left out."""
-        found = {}
-        for path in sorted(self.out.glob("*.pt")):
-            if ".state-" in path.name or ".epoch-" in path.name:
-                continue
-            changed = path.stat().st_mtime_ns
-            if self.headers.get(path, (None,))[0] != changed:
-                try:
-                    checkpoint = read_checkpoint(path)
-                    same = checkpoint["tokenizer"] == self.tokenizer_spec
-                    header = checkpoint["kind"] if same else "of another tokenizer", checkpoint["config"]
-                except BadInput as problem:
-                    print(problem)
-                    header = "unreadable", {}
-                self.headers[path] = changed, *header
-            if self.headers[path][1] == kind:
-                found[path.stem] = path
-        return found
+        paths = [p for p in sorted(self.out.glob("*.pt")) if ".state-" not in p.name and ".epoch-" not in p.name]
+        with self.looking:
+            return {path.stem: path for path in paths if self.header(path)[1] == kind}
+
+    def header(self, path):
+        """(when the file changed, its kind, the settings it was made with), read again when it has changed."""
+        changed = path.stat().st_mtime_ns
+        if self.headers.get(path, (None,))[0] != changed:
+            try:
+                checkpoint = read_checkpoint(path)
+                same = checkpoint["tokenizer"] == self.tokenizer_spec
+                found = checkpoint["kind"] if same else "of another tokenizer", checkpoint["config"]
+            except BadInput as problem:
+                print(problem)
+                found = "unreadable", {}
+            self.headers[path] = changed, *found
+        return self.headers[path]
 
     def policies(self):
         """{key: (name, path)} as evaluate.py calls them, then all others by their file's name."""
@@ -248,7 +249,8 @@ class RunModels:
     def ppo_config(self, key):
         """β, discount and λ with which a policy was trained; ppo.py's defaults for one that was not trained by it."""
         config = self.headers[self.policies()[key][1]][2]
-        own = {name: config[name] for name in ("kl_coef", "discount", "lam") if name in config and "ptx_coef" in config}
+        names = ("kl_coef", "discount", "lam", "score_without_eot", "missing_eot_score")
+        own = {name: config[name] for name in names if name in config and "ptx_coef" in config}
         return replace(ppo.Config(), **own)
 
     def prefix(self):
@@ -411,9 +413,8 @@ class Page:
             if id is None or id in self.people.done_by(labeler):
                 now = time.time()
                 recent = {i: who for i, (who, at) in self.shown.items() if at > now - 1800 and who != (labeler, tab)}
-                own = {
-                    i: tasks[i] for i in tasks if recent.get(i, ("",))[0] != labeler
-                }  # not in this person's other tab
+                # not what this person has in another tab
+                own = {i: tasks[i] for i in tasks if recent.get(i, ("",))[0] != labeler}
                 id = next_task(own, self.people, labeler, group, recent)
                 if id:
                     self.shown[id] = (labeler, tab), now
@@ -585,7 +586,7 @@ class Page:
         counts = defaultdict(Counter)
         for kind, some in records.items():
             for record in some:
-                counts[record["labeler"], record["group"]][kind] += 1
+                counts[record.get("labeler") or "?", record.get("group", "training")][kind] += 1
         labelers = [{"name": name, "group": group, **count} for (name, group), count in sorted(counts.items())]
         agreement = {group: agreement_in(records["comparisons"], group) for group in GROUPS}
         names = {key: name for key, (name, _) in self.models.policies().items()}
@@ -656,15 +657,15 @@ def main(cfg):
     supervised = Path(cfg.supervised) if cfg.supervised else page.out / "ppo_init.pt"
     if supervised.exists():  # otherwise when somebody ranks; the run may not have come that far
         print(f"{len(page.answers_to_rank()):,} prompts to rank, answers by {supervised} ({cfg.people}/answers.jsonl)")
+    print(f"models: {', '.join(name for name, _ in page.models.policies().values()) or 'none yet'}")
     print(f"what people write goes to {cfg.people}")
     print(f"open {address_of(server)}   (Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         print(f"\nstopped; {cfg.people} holds what was written")
-        print(
-            f"next: python reward.py --data {cfg.data} --out {cfg.out} --comparisons {cfg.people}/comparisons.jsonl --name reward_people"
-        )
+        flags = f"--data {cfg.data} --out {cfg.out} --comparisons {cfg.people}/comparisons.jsonl"
+        print(f"next: python reward.py {flags} --name reward_people")
     finally:
         server.server_close()
 

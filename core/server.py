@@ -292,6 +292,7 @@ def number_in(request, key, low, high, kind=int):
 
 
 def choice_in(request, key, choices):
+    """request[key], one of some texts."""
     value = request.get(key)
     require(isinstance(value, str) and value in choices, f'"{key}" must be one of {", ".join(choices)}')
     return value
@@ -306,6 +307,7 @@ def list_in(request, key, count, fits):
 
 
 def some_of(choices):
+    """Says whether a value is a list of these texts."""
     return lambda value: isinstance(value, list) and all(isinstance(v, str) and v in choices for v in value)
 
 
@@ -327,4 +329,5 @@ def address_of(server):
 
 
 def is_loopback(host):
+    """Can only this machine reach a server there?"""
     return host in ("localhost", "::1") or host.startswith("127.")
