@@ -537,6 +537,17 @@ def test_two_servers_on_one_folder_see_each_others_records(tmp_path):
     assert [r["id"] for r in records_of(tmp_path / "comparisons.jsonl")] == ["0", "1", "2", "4", "5", "6", "7"]
 
 
+@pytest.mark.skipif(people.fcntl is None, reason="no file locks on this system: one server per folder")
+def test_one_server_waits_while_another_writes(tmp_path):
+    one, two, done = PeopleFolder(tmp_path), PeopleFolder(tmp_path), threading.Event()
+    thread = threading.Thread(target=lambda: (two.add("comparisons", record(1)), done.set()))
+    with one.alone():
+        thread.start()
+        assert not done.wait(0.1)
+    thread.join()
+    assert done.is_set() and one.add("comparisons", record(1, text="again")) == record(1)
+
+
 def test_a_crash_between_undo_and_its_effect(tmp_path):
     PeopleFolder(tmp_path).add("comparisons", record(1))
     (tmp_path / "undone.jsonl").write_text('{"id": "1"}\n')
