@@ -129,9 +129,10 @@ def count(browser):
     return one(browser, "#count").text
 
 
-def errors(browser):
-    """What the browser complains about: a policy that was violated, an exception."""
-    return [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+def errors(browser, address):
+    """What the browser complains about on this page: a policy that was violated, an exception."""
+    messages = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    return [message for message in messages if message.startswith(address)]
 
 
 def ranks_by_text(record):
@@ -175,7 +176,7 @@ def test_ask(browser, site):
     before = tokens[0].value_of_css_property("background-color")
     one(browser, "#colour").send_keys("log-prob, policy")
     assert tokens[0].value_of_css_property("background-color") != before
-    assert errors(browser) == []
+    assert errors(browser, address) == []
 
 
 def test_rank_by_mouse_with_ties_then_undo(browser, site):
@@ -296,7 +297,7 @@ def test_a_lost_acknowledgement_is_asked_for_again_and_kept_once(browser, site):
     until(lambda: "Not saved yet" in one(browser, "#say").text)
     until(lambda: count(browser) == "1 ranked")
     assert calls == [calls[0]] * 2 and len(records_of(people / "comparisons.jsonl")) == 1
-    browser.get_log("browser")  # the cut connection is in it
+    assert len(errors(browser, address)) == 1, "the cut connection"
 
 
 def test_two_people_at_once(browser, site):
@@ -351,7 +352,7 @@ def test_hostile_text_is_text(browser, site):
     click(browser, "#demo_undo")
     until(lambda: one(browser, "#demo_prompt").get_attribute("value") == HOSTILE)
     assert browser.execute_script("return window.hacked === undefined && document.title.startsWith('nanoInstruct')")
-    assert all_of(browser, "main img, main b b, main script") == [] == errors(browser)
+    assert all_of(browser, "main img, main b b, main script") == [] == errors(browser, address)
 
 
 def test_compare_two_models(browser, site):
@@ -380,7 +381,7 @@ def test_watch_draws_the_logs_as_they_grow(browser, site, run):
         file.write('{"step": 6, "score": 0.9, "kl": 0.1}\n')
     browser.execute_script("watch()")  # as it does every three seconds
     until(lambda: "score from 0.1 to 0.9" in all_of(browser, "#curves svg")[0].get_attribute("aria-label"))
-    assert errors(browser) == []
+    assert errors(browser, address) == []
 
 
 CONTRAST = """
