@@ -705,6 +705,8 @@ def test_a_toy_reward_goes_up(data, run, tokenizer_spec, tiny):
     uniforms = torch.rand(4, 64, generator=generator(0))
     _, _, mask = generate(averaged, [[1, 2]] * 64, 4, tokenizer.eot_token, uniforms=uniforms)
     assert mask.sum(1).mean() < 3.5, "the average lags behind, and has learned too"
+    values, _, _ = load_checkpoint(run / "ppo.value.pt", "scalar")  # what page.py shows
+    assert values.head.bias.item() != toy.head.bias.item(), "it has learned, and is no longer the reward model"
 
 
 def test_the_penalty_holds_the_policy_back(data, run):
