@@ -410,6 +410,8 @@ class Page:
             before = self.people.group_of(labeler)
             require(before in (None, group), other_group(labeler, before))
             id = current if isinstance(current, str) and current in tasks else None
+            if id and group == "held_out" and tasks[id]["split"] == "train":
+                id = None
             if id is None or id in self.people.done_by(labeler):
                 now = time.time()
                 recent = {i: who for i, (who, at) in self.shown.items() if at > now - 1800 and who != (labeler, tab)}
@@ -440,6 +442,8 @@ class Page:
         tasks = self.answers_to_rank()
         require(id in tasks, "these answers are no longer there to be ranked")
         task, K = tasks[id], len(tasks[id]["completions"])
+        trained_on = submission["group"] == "held_out" and task["split"] == "train"
+        require(not trained_on, "nothing trains on what held-out labelers say, and this is a training prompt")
         ranks = list_in(request, "ranks", K, lambda rank: type(rank) is int and 1 <= rank <= K)
         order = self.order_for(submission["labeler"], id)
         place = [order.index(i) for i in range(K)]  # where answer i of the task was shown

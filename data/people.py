@@ -3,7 +3,7 @@
     python data/people.py --people out/run/people,out/monday/people --out out/class                     # several as one
     python data/people.py --people out/run/people --data out/run/data --out out/class-data     # a data folder with them
 
-A folder of people holds, one record per line, only ever appended to:
+A folder of people holds, one record per line, appended as it comes:
 
     comparisons.jsonl       rankings: records of data/folder.py with ratings, flags, notes, labels of the instruction
     demonstrations.jsonl    {"prompt", "completion", "labeler", "group", "split"}

@@ -331,6 +331,16 @@ def test_who_ranks_what(served, cfg):
     assert {who["name"]: who["comparisons"] for who in found["labelers"]} == {"Ann": 10, "Ben": 10, "Hal": 4}
 
 
+def test_nothing_trains_on_held_out_people(served):
+    """Not even when a page that has a training prompt open changes hands."""
+    task = served.task(ANN | {"tab": "t"})["task"]
+    assert served.tasks[task["id"]]["split"] == "train"
+    other = served.task(HAL | {"tab": "t", "current": task["id"]})["task"]
+    assert served.tasks[other["id"]]["split"] == "valid"
+    with pytest.raises(BadInput, match="nothing trains on what held-out labelers say"):
+        served.rank(submission(HAL, task=task["id"], ranks=[1] * len(task["completions"])))
+
+
 def test_two_tabs_and_two_people_get_different_training_prompts_and_a_reload_the_same(served):
     first = served.task(ANN | {"tab": "1"})["task"]["id"]
     other_tab = served.task(ANN | {"tab": "2"})["task"]["id"]
