@@ -239,10 +239,10 @@ def token_logprobs(model, tokens, mask):
     The hidden state at position t-1 predicts token t, and only where it is asked for is it unembedded.
     """
     assert mask[:, 0].sum() == 0, "the first token of a row has nothing before it that could predict it"
-    chosen = mask.bool()
+    row, t = mask.nonzero(as_tuple=True)  # (N,) each: where the chosen tokens are
     hidden = model(tokens[:, :-1])  # (B, T-1, C): state t predicts token t+1
     logprobs = torch.zeros_like(mask)
-    logprobs[chosen] = target_logprobs(model, hidden[chosen[:, 1:]], tokens[chosen])
+    logprobs[row, t] = target_logprobs(model, hidden[row, t - 1], tokens[row, t])
     return logprobs
 
 
@@ -289,11 +289,11 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, uniforms=None
     tokens = F.pad(tokens, (0, max_new_tokens), value=eot)
     if uniforms is None:
         uniforms = torch.rand(max_new_tokens, len(prompts)).to(device)
-    lengths = prompt_lengths.clone()
+    rows, lengths = torch.arange(len(prompts), device=device), prompt_lengths.clone()
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)  # rows that have not ended
     for step in range(max_new_tokens):
         hidden = model(tokens[:, : lengths.max()])  # (B, T, C)
-        logits = model.unembed(hidden[torch.arange(len(prompts)), lengths - 1])  # (B, V): at each row's last token
+        logits = model.unembed(hidden[rows, lengths - 1])  # (B, V): at each row's last token
         new = sample_token(logits, temperature, uniforms[step])
         tokens[alive, lengths[alive]] = new[alive]
         lengths = lengths + alive

@@ -86,10 +86,10 @@ def pairwise_loss(scores, ranks):
 def ranking_losses(model, rankings):
     """Eq. 1 of each ranking; all answers of all prompts go through the model in ONE forward pass. -> (rankings,)"""
     device = model.transformer.wte.weight.device
+    ranks = torch.tensor([rank for ranking in rankings for rank in ranking.ranks], device=device)  # (Σ K,)
     scores = model.score(*pad([row for ranking in rankings for row in ranking.rows], device))  # (Σ K,)
-    losses = []
-    for ranking, own_scores in zip(rankings, scores.split([len(ranking.rows) for ranking in rankings])):
-        losses.append(pairwise_loss(own_scores, torch.tensor(ranking.ranks, device=device)))
+    sizes = [len(ranking.rows) for ranking in rankings]
+    losses = [pairwise_loss(*of_one) for of_one in zip(scores.split(sizes), ranks.split(sizes))]
     return torch.stack(losses) if losses else scores  # a process may have no ranking in this micro-batch
 
 

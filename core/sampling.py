@@ -29,7 +29,7 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, uniforms=None
     device = model.transformer.wte.weight.device
     tokens, prompt_lengths = pad(prompts, device, value=eot)  # (B, P), (B,)
     B, P = tokens.shape
-    require(int(prompt_lengths.min()) > 0, "an empty prompt cannot be continued")
+    require(min(map(len, prompts)) > 0, "an empty prompt cannot be continued")
     room = model.config.block_size
     require(P + max_new_tokens <= room, f"prompt of {P} + {max_new_tokens} new tokens > context {room}")
     if uniforms is None:
@@ -163,7 +163,7 @@ def prefill(model, prompts, max_new_tokens, graphs=None):
         rows = slice(row, row + sum(copies[prompt] for prompt in group))
         states = model(tokens, PrefillCache(cache, rows, rows_each))  # (b, T, C)
         last = states[torch.arange(len(group), device=device), lengths - 1]
-        hidden.append(last.repeat_interleave(rows_each, 0))
+        hidden.append(last.repeat_interleave(rows_each, 0, output_size=rows.stop - row))
         row = rows.stop
     order = sorted(range(B), key=lambda i: (len(prompts[i]), tuple(prompts[i])))
     order = torch.tensor(order, device=device)

@@ -11,7 +11,11 @@ values, and keeps a list of the tensors that are "on the GPU": what is made ther
 there. `tensor.device` says so. (The rules are held against FakeTensorMode's in test_pretend_cuda.py.)
 """
 
+from contextlib import ExitStack
+from unittest.mock import patch
+
 import torch
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -35,17 +39,23 @@ class PretendCuda(TorchFunctionMode):
         self.on_gpu, self.waits = WeakIdKeyDictionary(), []
 
     def __enter__(self):
-        self.new_parameter = torch.nn.Parameter.__new__
+        """Also in the two places where PyTorch looks at tensors past this mode."""
+        make, group = torch.nn.Parameter.__new__, clip_grad._group_tensors_by_device_and_dtype
 
         def new_parameter(cls, data=None, requires_grad=True):
-            parameter = self.new_parameter(cls, data, requires_grad)
-            return self.put(parameter, data is not None and data in self.on_gpu)
+            return self.put(make(cls, data, requires_grad), data is not None and data in self.on_gpu)
 
-        torch.nn.Parameter.__new__ = new_parameter
+        def grouped(lists, *rest):
+            return {(self.device_of(tensors[0][0]), dtype): (tensors, indices)
+                    for (_, dtype), (tensors, indices) in group(lists, *rest).items()}  # fmt: skip
+
+        self.patches = ExitStack()
+        self.patches.enter_context(patch.object(torch.nn.Parameter, "__new__", new_parameter))
+        self.patches.enter_context(patch.object(clip_grad, "_group_tensors_by_device_and_dtype", grouped))
         return super().__enter__()
 
     def __exit__(self, *exception):
-        torch.nn.Parameter.__new__ = self.new_parameter
+        self.patches.close()
         return super().__exit__(*exception)
 
     def put(self, tensor, on_gpu):

@@ -101,7 +101,9 @@ def test_what_waits_for_the_gpu_is_counted(name):
     [
         lambda: torch.zeros(2, device="cuda").numpy(),
         lambda: torch.rand(2, device="cuda", generator=torch.Generator()),
-        lambda: torch.zeros(3)[torch.zeros(2, dtype=torch.long, device="cuda")],  # fake tensors let this pass, and this:
+        lambda: torch.zeros(3)[
+            torch.zeros(2, dtype=torch.long, device="cuda")
+        ],  # fake tensors let this pass, and this:
         lambda: torch.stack([torch.zeros(()), torch.zeros((), device="cuda")]),
         lambda: torch.zeros(3, device="cuda").__setitem__(torch.tensor([0, 1]).to("cuda"), torch.zeros(2)),
     ],
