@@ -58,14 +58,13 @@ class Attention(nn.Module):
 
     def forward(self, x, cache=None):
         """x: (B, T, C) -> (B, T, C). A cache (core/sampling.py) keeps keys and values while sampling."""
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)
-        q, k, v = (z.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for z in (q, k, v))  # (B, H, T, C/H)
+        q, k, v = self.c_attn(x).chunk(3, dim=2)
+        q, k, v = (z.unflatten(2, (self.n_head, -1)).transpose(1, 2) for z in (q, k, v))  # (B, H, T, C/H)
         if cache is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, C/H)
         else:
             y = cache.attend(self.layer, q, k, v)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return self.c_proj(y.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

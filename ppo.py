@@ -63,6 +63,7 @@ class Config(Training):
     iterations: PositiveInt = 40  # collect + update                                        paper: 500
     batch_size: PositiveInt = 256  # episodes per iteration                                 paper: 512
     max_new_tokens: PositiveInt = 40  # longest response                                    paper: about 1000
+    tensor_parallel: PositiveInt = 1  # of several GPUs: so many have one copy of the policy together while sampling
     capture: bool = False  # on a GPU: record each kind of decoding step as a CUDA graph and replay it
     score_without_eot: bool = True  # unfinished responses get their RM score; --no- gives them missing_eot_score
     missing_eot_score: Real = -3.0  # used only with --no-score_without_eot

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from core.config import BadInput, check
-from core.distributed import full_tensor, rank, shard, world_size
+from core.distributed import full_tensor, heads_together, rank, shard, sharded_like, split_heads, world_size
 from core.sampling import use_cuda_graphs
 
 
@@ -115,27 +115,34 @@ def sampling_copy(model, cfg):
 
     The model itself where it is so already; otherwise a copy, to be asked for again after every update. (In bfloat16 the
     copy's sums are bfloat16 too, so it samples from very nearly, not exactly, the policy whose log-probs are taken.) With
-    cfg.capture it decodes by CUDA graphs.
+    cfg.capture it decodes by CUDA graphs. With cfg.tensor_parallel so many processes have one copy together.
     """
     device = model.transformer.wte.weight.device
     dtype = compute_dtype(cfg, device)
-    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    sharers = getattr(cfg, "tensor_parallel", 1)
+    is_sharded = sharers > 1 or any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if not is_sharded and dtype == torch.float32 and not getattr(cfg, "compile", False):
         copy = model
     else:
-        copy = updated_copy(model, device, dtype)
+        copy = updated_copy(model, device, dtype, sharers)
     if getattr(cfg, "capture", False):
         use_cuda_graphs(copy)
     return copy
 
 
-def updated_copy(model, device, dtype):
-    """A copy of the model in another dtype, made once and brought up to date at each call."""
+def updated_copy(model, device, dtype, sharers=1):
+    """A copy of the model in another dtype, made once and brought up to date at each call.
+
+    It is made weight by weight, so that no process holds more than its own share and one whole weight.
+    """
     if model not in _sampling_copies:
         with torch.device("meta"):
-            copy = type(model)(model.config)
-        _sampling_copies[model] = copy.to_empty(device=device).to(dtype).eval().requires_grad_(False)
+            copy = type(model)(model.config).to(dtype)
+        if sharers > 1:
+            split_heads(copy, sharers, device)
+        _sampling_copies[model] = copy.to_empty(device=device).eval().requires_grad_(False)
     own = _sampling_copies[model].state_dict()
     for name, value in model.state_dict().items():
-        own[name].copy_(full_tensor(value))
+        value = full_tensor(value)
+        own[name].copy_(sharded_like(heads_together(name, value, sharers), own[name]))
     return _sampling_copies[model]

@@ -16,6 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from core.config import require
 
 
 def rank():
@@ -115,9 +118,11 @@ def full_tensor(value):
 
 
 def sharded_like(value, target):
-    """A whole tensor where `target` is, and cut as it is."""
+    """A whole tensor, which every process has, where `target` is, and cut as it is."""
     value = value.to(target.device)
-    return distribute_tensor(value, target.device_mesh, target.placements) if isinstance(target, DTensor) else value
+    if not isinstance(target, DTensor):
+        return value
+    return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
 
 
 def full_state_dict(module):
@@ -134,3 +139,52 @@ def load_full_state_dict(module, state):
     """Load a state_dict of whole tensors into a module that may be sharded."""
     own = module.state_dict()
     module.load_state_dict({name: sharded_like(value, own[name]) for name, value in state.items()})
+
+
+# ---------------------------------------------------------------------------------------------------- heads
+
+
+def split_heads(model, processes, device):
+    """Spread a GPT over `processes` neighbouring processes: each holds a share of the heads and of the MLP's hidden units
+    of every block (tensor parallelism, Shoeybi et al. 2019). Embeddings and layer norms stay whole.
+
+    Every process computes the sum over its share, and the sums are added up: two additions over processes per block.
+    """
+    heads = model.config.n_head
+    divides = world_size() % processes == 0 and heads % processes == 0
+    require(divides, f"--tensor_parallel {processes}: must divide the {world_size()} processes and the {heads} heads")
+    mesh = dist.device_mesh.init_device_mesh(
+        device.type, (world_size() // processes, processes), mesh_dim_names=("copy", "share")
+    )
+    model.sharers = mesh["share"]
+    for block in model.transformer.h:
+        plan = {"attn.c_attn": ColwiseParallel(), "attn.c_proj": RowwiseParallel()}
+        plan |= {"mlp.c_fc": ColwiseParallel(), "mlp.c_proj": RowwiseParallel()}
+        parallelize_module(block, model.sharers, plan)
+        block.attn.n_head = heads // processes
+
+
+def heads_together(name, value, processes):
+    """The rows of c_attn, which are all queries, all keys, all values, in the order in which they are cut: those of the
+    first share, then those of the second, … Other weights as they are."""
+    if "c_attn" not in name:
+        return value
+    return value.unflatten(0, (3, processes, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def rows_of_all_sharers(model, prompts, uniforms):
+    """Where several processes share a model, they feed it the rows of all of them: what one computes the others need.
+
+    prompts: of this process; uniforms: (N, B). -> prompts and uniforms of all, and a slice: the rows of this process.
+    """
+    sharers = getattr(model, "sharers", None)
+    if sharers is None:
+        return prompts, uniforms, slice(None)
+    asked = [None] * sharers.size()
+    dist.all_gather_object(asked, (prompts, uniforms.cpu()), sharers.get_group())
+    if all(theirs == asked[0][0] and torch.equal(u, asked[0][1]) for theirs, u in asked):
+        return prompts, uniforms, slice(None)  # all want the same
+    rank = sharers.get_local_rank()
+    first = sum(len(theirs) for theirs, _ in asked[:rank])
+    uniforms = torch.cat([u for _, u in asked], dim=1).to(uniforms.device)
+    return [prompt for theirs, _ in asked for prompt in theirs], uniforms, slice(first, first + len(prompts))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from core.config import require
+from core.distributed import rows_of_all_sharers
 from model import pad, response_mask, sample_token
 
 
@@ -27,13 +28,14 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, uniforms=None
     cut out.
     """
     device = model.transformer.wte.weight.device
+    if uniforms is None:
+        uniforms = torch.rand(max_new_tokens, len(prompts), generator=generator).to(device)
+    prompts, uniforms, own = rows_of_all_sharers(model, prompts, uniforms)
     tokens, prompt_lengths = pad(prompts, device, value=eot)  # (B, P), (B,)
     B, P = tokens.shape
     require(min(map(len, prompts)) > 0, "an empty prompt cannot be continued")
     room = model.config.block_size
     require(P + max_new_tokens <= room, f"prompt of {P} + {max_new_tokens} new tokens > context {room}")
-    if uniforms is None:
-        uniforms = torch.rand(max_new_tokens, B, generator=generator).to(device)
     was_training = model.training
     model.eval()  # dropout while sampling would make the ratio on the first minibatch differ from 1
     graphs = _cuda_graphs.get(model)
@@ -65,8 +67,8 @@ def generate(model, prompts, max_new_tokens, eot, temperature=1.0, uniforms=None
 
     response = response_mask(prompt_lengths, prompt_lengths + max_new_tokens, tokens.size(1)) * (tokens != eot)
     lengths = prompt_lengths + (response.sum(1).long() + 1).clamp(max=max_new_tokens)  # the end itself counts
-    T = int(lengths.max())
-    return tokens[:, :T], lengths, response_mask(prompt_lengths, lengths, T)
+    T = int(lengths[own].max())
+    return tokens[own, :T], lengths[own], response_mask(prompt_lengths[own], lengths[own], T)
 
 
 def next_power_of_two(n):
@@ -83,11 +85,13 @@ class KVCache:
     where a token is kept, its position where it stands in the text.)
     """
 
-    def __init__(self, cfg, B, S, device, dtype):
-        shape = (cfg.n_layer, B, cfg.n_head, S, cfg.n_embd // cfg.n_head)
+    def __init__(self, cfg, B, S, device, dtype, n_head=0):
+        """n_head: how many heads this process has, if not all."""
+        n_head = n_head or cfg.n_head
+        shape = (cfg.n_layer, B, n_head, S, cfg.n_embd // cfg.n_head)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.attn_bias = torch.zeros(B, cfg.n_head, 1, S, device=device, dtype=dtype)  # -inf at empty slots, else 0
+        self.attn_bias = torch.zeros(B, n_head, 1, S, device=device, dtype=dtype)  # -inf at empty slots, else 0
         self.slots = torch.arange(S, device=device)
         self.rows = slice(0, B)  # rows in use
         self.slot = None  # (1,) where the new tokens of this step go
@@ -152,7 +156,7 @@ def prefill(model, prompts, max_new_tokens, graphs=None):
 
     def new_cache():
         dtype = getattr(model, "compute_dtype", model.transformer.wte.weight.dtype)
-        return KVCache(model.config, B, P + max_new_tokens, device, dtype)
+        return KVCache(model.config, B, P + max_new_tokens, device, dtype, model.transformer.h[0].attn.n_head)
 
     cache = graphs.cache_for(B, P + max_new_tokens, new_cache) if graphs else new_cache()
     hidden, row, group_size = [], 0, max(16, -(-len(different) // 4))

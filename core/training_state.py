@@ -20,7 +20,8 @@ from core.log import JsonLines
 from core.output import write_torch
 
 # Settings that may change between save and resume: none of them changes what is learned.
-MAY_DIFFER = ("device", "threads", "micro_batch_size", "recompute", "compile", "save_every", "keep", "resume")
+MAY_DIFFER = ("device", "threads", "micro_batch_size", "recompute", "compile", "tensor_parallel")
+MAY_DIFFER += ("save_every", "keep", "resume")
 
 
 class TrainingState:

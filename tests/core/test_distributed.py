@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small_models import CFG, PROMPTS, make, shaken, uniforms
+from torch.distributed.tensor import DTensor
 
 import core.distributed
 import ppo
@@ -22,7 +23,7 @@ import pretrain
 import reward
 import sft
 from core.checkpoint import load_checkpoint, save_checkpoint
-from core.config import Seed, Training
+from core.config import BadInput, Seed, Training
 from core.device import configure_model, sampling_copy, set_up
 from core.distributed import (
     all_reduce_sum,
@@ -168,6 +169,7 @@ def in_every_process(data, out):
     results["loaded"] = {name: full_tensor(value) for name, value in model.state_dict().items()}
     copy = sampling_copy(model, Training())
     results["text"] = generate(copy, PROMPTS, 6, 299, uniforms=uniforms(6, len(PROMPTS)))
+    results |= sampled_together()
 
     parts = trained_parts(out, seed=1, steps=3)
     TrainingState(out, "x", Config(save_every=3), [], **parts).save_if_due(3)
@@ -175,10 +177,28 @@ def in_every_process(data, out):
     results["resumed after"] = TrainingState(out, "x", Config(resume=True), [], **resumed).resume()
     results["resumed"] = whole_parts(resumed)
     torch.save(results, out / f"results-{rank()}.pt")
-    all_scripts(data, out, micro_batch_size=2)
+    all_scripts(data, out, micro_batch_size=2, of_ppo={"tensor_parallel": 2})
     reward.main(
         settings("reward", data, out, dtype="bfloat16", out=str(out / "bfloat16"), init=str(out / "base.pt"))[1]
     )
+
+
+TOGETHER = ppo.Config(tensor_parallel=2, dtype="float32")
+
+
+def sampled_together():
+    """Two processes that have one copy of a policy together: what they sample, twice, and how much of it each holds."""
+    model = configure_model(shaken(make(vocab_size=12, n_head=4, spread=5)), TOGETHER)
+    found, u = {}, uniforms(20, len(PROMPTS))
+    copy = sampling_copy(model, TOGETHER)
+    found["same prompts"] = generate(copy, PROMPTS, 20, 11, uniforms=u)
+    load_full_state_dict(model, shaken(make(vocab_size=12, n_head=4, spread=5), seed=9).state_dict())
+    assert sampling_copy(model, TOGETHER) is copy
+    found["own prompts"] = generate(copy, own_rows(PROMPTS), 20, 11, uniforms=own_rows(u.T).T)
+    weights = [*copy.transformer.h.parameters()]
+    found["held"] = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in weights)
+    found["of"] = sum(p.numel() for p in weights)
+    return found
 
 
 def trained_parts(out, seed, steps):
@@ -287,6 +307,29 @@ def test_each_keeps_a_share_of_the_weights_and_the_whole_can_be_had(results, fol
         assert all(torch.equal(a, b) for a, b in zip(text, result["text"])), "each samples from the whole model"
 
 
+def test_two_processes_sample_together_what_one_samples(results):
+    """Each holds half of every block; prompts of both; and after the policy has changed, too."""
+    u, texts = uniforms(20, len(PROMPTS)), []
+    for seed in (1, 9):
+        model = shaken(make(vocab_size=12, n_head=4, spread=5), seed)
+        texts.append(generate(model, PROMPTS, 20, 11, uniforms=u))
+    assert len(set(texts[1][1].tolist())) > 3, "they end at different times"
+    for process, result in enumerate(results):
+        assert all(torch.equal(a, b) for a, b in zip(texts[0], result["same prompts"], strict=True))
+        tokens, lengths, mask = result["own prompts"]
+        assert torch.equal(lengths, texts[1][1][process::2]) and tokens.size(1) == lengths.max()
+        for i, n in enumerate(lengths.tolist()):
+            assert torch.equal(tokens[i, :n], texts[1][0][process + 2 * i, :n])
+            assert torch.equal(mask[i, :n], texts[1][2][process + 2 * i, :n])
+        assert result["held"] < 0.53 * result["of"], "layer norms and one kind of bias are whole"
+
+
+@pytest.mark.parametrize("sharers", [2, 3])
+def test_sharers_have_to_divide_processes_and_heads(sharers):
+    with pytest.raises(BadInput, match=f"--tensor_parallel {sharers}"):
+        sampling_copy(make(), ppo.Config(tensor_parallel=sharers))
+
+
 def test_a_training_state_of_two_processes_is_one_of_one(results, folders):
     """Saved by two, resumed by two and by one; and the parts are what one process trains."""
     by_one = trained_parts(folders.one, seed=2, steps=1)
@@ -329,11 +372,11 @@ class Recorder:
         return optimizer_step(optimizer, model, *rest)
 
 
-def all_scripts(data, run, **more):
+def all_scripts(data, run, of_ppo=None, **more):
     """All four, one after the other. The gradients of the first step of each model go to a file."""
     found = {}
     for name in SETTINGS:
-        module, cfg = settings(name, data, run, **more)
+        module, cfg = settings(name, data, run, **more | (of_ppo or {} if name == "ppo" else {}))
         module.optimizer_step = recorder = Recorder()
         module.main(cfg)
         module.optimizer_step = optimizer_step
