@@ -8,7 +8,7 @@ import torch
 
 from core.config import BadInput, require
 from core.device import configure_model
-from core.distributed import full_state_dict, wait_for_all
+from core.distributed import full_state_dict, wait_for_all, world_size
 from core.gpt2 import is_gpt2, load_gpt2
 from core.output import write_torch
 from data.bpe import build_tokenizer
@@ -72,11 +72,13 @@ def load_checkpoint(path, kind, device="cpu", dropout=0.0, tokenizer_spec=None):
 
 def load_policy(path, cfg, device, tokenizer_spec=None, dropout=0.0, sharded=True):
     """A GPT from a checkpoint, ready to be used or trained with the settings of a script. In eval mode."""
-    model, _, _ = load_checkpoint(path, "policy", device, dropout, tokenizer_spec)
-    return configure_model(model, cfg, sharded)
+    at_first = "cpu" if sharded and world_size() > 1 else device
+    model, _, _ = load_checkpoint(path, "policy", at_first, dropout, tokenizer_spec)
+    return configure_model(model, cfg, sharded, device)
 
 
 def load_scalar_model(path, cfg, device, tokenizer_spec=None, sharded=True):
     """A ScalarModel from a checkpoint, ready to be used or trained with the settings of a script. In eval mode."""
-    model, _, _ = load_checkpoint(path, "scalar", device, tokenizer_spec=tokenizer_spec)
-    return configure_model(model, cfg, sharded)
+    at_first = "cpu" if sharded and world_size() > 1 else device
+    model, _, _ = load_checkpoint(path, "scalar", at_first, tokenizer_spec=tokenizer_spec)
+    return configure_model(model, cfg, sharded, device)

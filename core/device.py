@@ -74,12 +74,13 @@ def compute_dtype(cfg, device):
     return getattr(torch, cfg.dtype)
 
 
-def configure_model(model, cfg, sharded=True):
+def configure_model(model, cfg, sharded=True, device=None):
     """Give a loaded model its precision, recomputation and compilation, and cut it into shards if there are processes.
 
-    sharded=False: for work that one process does alone. -> the model, changed in place
+    sharded=False: for work that one process does alone. device: where its shards go, if not where it is.
+    -> the model, changed in place
     """
-    device = model.transformer.wte.weight.device
+    device = torch.device(device or model.transformer.wte.weight.device)
     for block in model.transformer.h:
         if getattr(cfg, "compile", False):
             block.forward = torch.compile(block.forward, dynamic=True)
@@ -87,12 +88,14 @@ def configure_model(model, cfg, sharded=True):
             block.forward = recomputed_in_backward(block.forward)
     if compute_dtype(cfg, device) == torch.bfloat16:  # of matrix products; weights, sums and the rest stay float32
         model.compute_dtype = torch.bfloat16
-        model.transformer.forward = torch.autocast(device.type, torch.bfloat16)(model.transformer.forward)
+        # Rounded weights are used once per pass; autocast's cache would hold those of all blocks at the same time.
+        rounded = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+        model.transformer.forward = rounded(model.transformer.forward)
         if hasattr(model, "unembed"):
-            model.unembed = torch.autocast(device.type, torch.bfloat16)(model.unembed)
+            model.unembed = rounded(model.unembed)
     if world_size() > 1 and sharded:
         torch.manual_seed(torch.initial_seed() + rank())  # dropout; all else is drawn from generators with equal seeds
-        shard(model)
+        shard(model, device)
     return model
 
 

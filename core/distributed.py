@@ -98,9 +98,11 @@ def gather_rows(batch):
 # ---------------------------------------------------------------------------------------------------- shards
 
 
-def shard(model):
-    """Keep only this process's shard of every weight (FSDP2); gradients of the processes are summed, not averaged."""
-    device = model.transformer.wte.weight.device
+def shard(model, device):
+    """Keep only this process's shard of every weight (FSDP2); gradients of the processes are summed, not averaged.
+
+    A model that is elsewhere goes to the device block by block, so that no GPU needs room for all of it.
+    """
     mesh = dist.device_mesh.init_device_mesh(device.type, (world_size(),))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # weights travel as float32; autocast casts them
     for module in (*model.transformer.h, model):

@@ -4,6 +4,7 @@
         model = GPT(cfg).to("cuda")
         ...                          # a tensor on the CPU that meets one on "cuda" raises DeviceMismatch
     gpu.waits                        # what would have made the CPU wait for the GPU, in order: ["tolist", "nonzero", …]
+    gpu.backward_on                  # where there was something to learn: {"cuda"}
 
 PyTorch's own fake tensors (FakeTensorMode) have no values, and a build without CUDA moves none of them to "cuda"; but
 sampling and masks look at values. So this mode stands between Python and PyTorch, runs every function with the real
@@ -36,7 +37,7 @@ class DeviceMismatch(RuntimeError):
 class PretendCuda(TorchFunctionMode):
     def __init__(self):
         super().__init__()
-        self.on_gpu, self.waits = WeakIdKeyDictionary(), []
+        self.on_gpu, self.waits, self.backward_on = WeakIdKeyDictionary(), [], set()
 
     def __enter__(self):
         """Also in the two places where PyTorch looks at tensors past this mode."""
@@ -87,6 +88,8 @@ class PretendCuda(TorchFunctionMode):
             self.check_same_device(name, args, kwargs)
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         on_gpu = any(tensor in self.on_gpu for tensor in tensors)
+        if name == "backward":
+            self.backward_on.add("cuda" if on_gpu else "cpu")
         if name == "copy_" and self.device_of(args[0]) != self.device_of(args[1]):
             self.waits.append("copy_")
         of_unknown_length = name == "repeat_interleave" and "output_size" not in kwargs

@@ -99,7 +99,8 @@ def test_all_stages_from_end_to_end_give_what_they_give_on_the_cpu(folders, tmp_
     data, before, cpu = folders
     with PretendCuda() as gpu:
         all_stages(data, tmp_path, before, device="cuda", dtype="float32")
-    assert gpu.waits, "it was on the GPU"
+    assert gpu.backward_on == {"cuda"}, "nothing learned elsewhere"
+    assert "an index on the CPU" not in gpu.waits, "PyTorch would copy it without a word, and wait"
     for _, _, log, weights in STAGES.values():
         if log:
             assert metrics_of(cpu / f"{log}.jsonl") == metrics_of(tmp_path / f"{log}.jsonl"), log

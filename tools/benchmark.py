@@ -4,7 +4,6 @@
     python tools/benchmark.py --size gpt2 --batch_size 32 --prompt_tokens 64 --new_tokens 64
     python tools/benchmark.py --versus transformers        # the same sampling there, in turn, if it is installed
     python tools/benchmark.py --versus trl                 # the same PPO iteration in TRL's experimental PPOTrainer
-    python tools/benchmark.py --plan 8 --gpu_gb 80         # only the memory of the paper's sizes on 8 such GPUs
 
 Every speed stands beside its roofline, measured here and now: the rate at which memory is read (by copying a large
 tensor), for reading the weights and the cache for each new token, or the rate of floating-point operations (by one
@@ -17,7 +16,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,6 +34,7 @@ from core.optim import adamw, optimizer_step
 from core.sampling import generate
 from model import GPT, SIZES, ScalarModel, lm_loss
 from reward import Ranking, ranking_losses
+from tools import plan
 
 
 @dataclass
@@ -54,8 +53,6 @@ class Config(Device):
     capture: bool = False  # on a GPU: record each kind of decoding step as a CUDA graph and replay it
     repeat: PositiveInt = 3  # each timing is the best of so many
     versus: Literal["", "transformers", "trl"] = ""  # also time transformers or trl, if it is installed
-    plan: int = 0  # print only the memory plan of the paper's sizes on so many GPUs
-    gpu_gb: PositiveInt = 80  # memory of one GPU, for the plan
     seed: Seed = 0  # of weights and tokens
 
 
@@ -147,69 +144,6 @@ def ppo_roofline(shape, cfg, itemsize, rates):
 # ---------------------------------------------------------------------------------------------------- memory
 
 
-@cache
-def parameters(shape):
-    """How many a GPT of this shape has."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in GPT(shape).parameters())
-
-
-def memory_plan(policy, critic, cfg, gpus, itemsize):
-    """Bytes per GPU of ppo.py: {what: bytes}.
-
-    policy: GPTConfig of policy and reference; critic: of reward and value model; itemsize: bytes of a number in
-    activations, cache and sampling copy.
-    """
-    p, v, T = parameters(policy), parameters(critic), cfg.prompt_tokens + cfg.new_tokens
-    rows = -(-cfg.minibatch_size // gpus)  # a GPU's share of a minibatch, or a micro-batch of it
-    rows = min(rows, cfg.micro_batch_size or rows)
-    sampled = -(-cfg.batch_size // gpus)
-
-    def activations(shape, tokens):
-        """Kept for the backward pass: per layer about 17 C numbers per token, or its input alone."""
-        per_layer = (4 if cfg.recompute else 17 * itemsize) * shape.n_embd
-        return tokens * (shape.n_layer * per_layer + 17 * itemsize * shape.n_embd)
-
-    def logits(positions):
-        return min(positions, plain.MAX_LOGITS // policy.vocab_size) * policy.vocab_size * 4 * 3
-
-    ptx = rows * cfg.ptx_per_episode * cfg.ptx_window
-    passes = [activations(policy, rows * T) + logits(rows * cfg.new_tokens), activations(critic, rows * T)]
-    passes.append(activations(policy, ptx) + logits(ptx))
-    samples_from_a_copy = itemsize == 2 or gpus > 1
-    return {
-        "policy: weights, gradient, Adam, average": 20 * p / gpus,
-        "value model: weights, gradient, Adam": 16 * v / gpus,
-        "reference and reward model": 4 * (p + v) / gpus,
-        "copy of the policy for sampling": itemsize * p if samples_from_a_copy else 0,
-        "cache while sampling": 2 * itemsize * sampled * policy.n_layer * policy.n_embd * T,
-        "activations and logits": max(passes),
-    }
-
-
-def print_plan(cfg):
-    """The paper's models on cfg.plan GPUs."""
-    print(f"memory of ppo.py in GB per GPU, {cfg.plan} GPUs of {cfg.gpu_gb} GB, ", end="")
-    print(f"bf16 products, minibatch {cfg.minibatch_size}")
-    sizes = (("gpt2", "gpt2"), ("gpt2-xl", "gpt2-xl"), ("gpt3-1.3b", "gpt3-6.7b"), ("gpt3-175b", "gpt3-6.7b"))
-    for policy, critic in sizes:
-        plan = memory_plan(SIZES[policy], SIZES[critic], cfg, cfg.plan, 2)
-        total = sum(plan.values()) / 1e9
-        fits = total < 0.9 * cfg.gpu_gb
-        verdict = "fits" if fits else f"does not fit; {least_gpus(policy, critic, cfg)}"
-        print(f"\npolicy {policy}, reward and value model {critic}: {total:,.1f} GB, {verdict}")
-        for what, n in plan.items():
-            print(f"  {what:42}{n / 1e9:10,.2f}")
-
-
-def least_gpus(policy, critic, cfg):
-    """In words: the smallest power of two of GPUs on which it fits."""
-    for n in (2**i for i in range(14)):
-        if sum(memory_plan(SIZES[policy], SIZES[critic], cfg, n, 2).values()) < 0.9e9 * cfg.gpu_gb:
-            return f"{n} GPUs would do"
-    return "no number of GPUs would do, because every process samples from a whole copy of the policy"
-
-
 def peak_memory(work, device, before):
     """Most bytes in tensors during work(). before: what was there already, which only a GPU knows by itself."""
     if device.type == "cuda":
@@ -244,8 +178,6 @@ def set_mean_length(model, eot, mean):
 
 def main(cfg):
     device = set_up(cfg)
-    if cfg.plan:
-        return print_plan(cfg)
     require(cfg.mean_length >= 2, f"--mean_length {cfg.mean_length}: at least 2, a token and end-of-text")
     shape, needed = replace(SIZES[cfg.size], dropout=0.0), cfg.prompt_tokens + cfg.new_tokens
     fits = f"--prompt_tokens {cfg.prompt_tokens} + --new_tokens {cfg.new_tokens}: more than"
@@ -255,7 +187,7 @@ def main(cfg):
     require(cfg.batch_size % cfg.minibatch_size == 0, multiple)
     dtype = compute_dtype(cfg, device)
     rates = measure_rates(device, dtype)
-    name = f"{cfg.size}: {parameters(shape) / 1e6:.2f}M parameters"
+    name = f"{cfg.size}: {plan.parameters(shape) / 1e6:.2f}M parameters"
     print(f"{name}, {dtype}, torch {torch.__version__}, {device_name(device)}")
     print(f"matrix products {rates.flops / 1e12:.3f} TFLOP/s, copying {rates.bandwidth / 1e9:.1f} GB/s\n")
     row("", "measured", "roofline")
@@ -395,8 +327,8 @@ def time_ppo(policy, reward_model, prompts, itemsize, rates, cfg, device):
     held += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     held += average.values()
     peak = peak_memory(iteration, device, sum(x.numel() * x.element_size() for x in held))
-    plan = sum(memory_plan(shape, shape, cfg, 1, itemsize).values())
-    row("  peak memory, its tensors", f"{peak / 1e9:.3f} GB", f"{plan / 1e9:.3f} GB", "roofline: the plan's figure")
+    planned = plan.peak(plan.memory_plan(shape, shape, cfg, itemsize=itemsize))
+    row("  peak memory, its tensors", f"{peak / 1e9:.3f} GB", f"{planned:.3f} GB", "roofline: tools/plan.py's figure")
     if cfg.versus == "trl":
         against_trl(policy, prompts, cfg, device, iteration)
 

@@ -11,10 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.batches import generator
 from core.config import BadInput
-from core.optim import adamw
-from core.sampling import KVCache
-from model import GPT, SIZES, GPTConfig, ScalarModel, generate
-from tools import benchmark
+from model import GPT, SIZES, GPTConfig, generate
+from tools import benchmark, plan
 
 CFG = GPTConfig(2, 2, 16, 64, 300)
 SMALL = dict(device="cpu", threads=1, batch_size=8, prompt_tokens=8, new_tokens=8, mean_length=4, minibatch_size=4)
@@ -29,46 +27,6 @@ def test_operations_are_those_that_torch_counts():
     assert benchmark.forward_flops(CFG, 60, 20, 6) == pytest.approx(counted, rel=0.01)
 
 
-def test_bytes_are_those_of_the_tensors():
-    """Weights, gradients, Adam's moments, average and cache of the plan against tensors that exist."""
-    cfg = benchmark.Config(**SMALL)
-    plan = benchmark.memory_plan(CFG, CFG, cfg, 1, 4)
-
-    def held(model, average):
-        optimizer = adamw(model, 1e-3)
-        sum(p.sum() for p in model.parameters()).backward()
-        optimizer.step()
-        tensors = [*model.parameters(), *(p.grad for p in model.parameters()), *(model.parameters() if average else ())]
-        tensors += [v for state in optimizer.state.values() for v in state.values() if v.dim()]
-        return sum(t.numel() * t.element_size() for t in tensors)
-
-    assert plan["policy: weights, gradient, Adam, average"] == pytest.approx(held(GPT(CFG), True), rel=0.01)
-    assert plan["value model: weights, gradient, Adam"] == pytest.approx(held(ScalarModel(CFG), False), rel=0.01)
-    cache = KVCache(CFG, 8, 16, "cpu", torch.float32)
-    assert plan["cache while sampling"] == cache.k.numel() * 2 * 4
-    two = benchmark.memory_plan(CFG, CFG, cfg, 2, 2)
-    for what in ("policy: weights, gradient, Adam, average", "reference and reward model"):
-        assert two[what] == plan[what] / 2
-    assert two["copy of the policy for sampling"] == 2 * benchmark.parameters(CFG), "whole on every process"
-
-
-def test_activations_of_the_plan_are_about_those_that_autograd_keeps():
-    c = benchmark.Config(**SMALL | {"minibatch_size": 16, "prompt_tokens": 32, "new_tokens": 32, "ptx_per_episode": 0})
-    cfg = GPTConfig(4, 2, 64, 64, 300)
-    model, kept = ScalarModel(cfg), {}
-
-    def pack(x):
-        if not any(x.data_ptr() == p.data_ptr() for p in model.parameters()):
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        model(torch.randint(300, (16, 64)))
-    plan = benchmark.memory_plan(cfg, cfg, c, 1, 4)["activations and logits"]
-    logits = min(16 * 32, 2**26 // 300) * 300 * 12
-    assert 0.7 < (plan - logits) / sum(kept.values()) < 1.4
-
-
 def test_rooflines_add_up_and_grow():
     cfg, rates = benchmark.Config(**SMALL), benchmark.Rates(1e12, 1e11)
     rollout, scoring, update, ptx = benchmark.ppo_roofline(SIZES["gpt2"], cfg, 2, rates)
@@ -76,7 +34,7 @@ def test_rooflines_add_up_and_grow():
     twice = benchmark.ppo_roofline(SIZES["gpt2"], cfg, 2, benchmark.Rates(2e12, 2e11))
     assert twice == pytest.approx([rollout / 2, scoring / 2, update / 2, ptx / 2])
     # one row, much bandwidth needed: every token costs a reading of all weights
-    weights = benchmark.parameters(SIZES["gpt2"]) * 2
+    weights = plan.parameters(SIZES["gpt2"]) * 2
     least = benchmark.sampling_roofline(SIZES["gpt2"], 1, 1, 10, 2, benchmark.Rates(1e18, 1e11))
     assert least == pytest.approx(10 * weights / 1e11, rel=0.02)
 
@@ -133,16 +91,12 @@ def test_a_comparison_with_what_is_not_installed_says_so(versus, name, capsys, m
     assert name in printed and "not installed" in printed
 
 
-def test_the_plan(capsys):
-    benchmark.main(benchmark.Config(device="cpu", plan=8))
-    printed = capsys.readouterr().out
-    assert "policy gpt3-175b" in printed and "fits" in printed and "does not fit" in printed
-
-
 def test_from_any_folder_it_finds_the_model_and_refuses_in_one_line(tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--plan", "-1"]
+    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--ptx_per_episode", "-1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr == "benchmark.py: --plan -1: must be a whole number from 0 on\n"
+    assert (
+        done.returncode == 2 and done.stderr == "benchmark.py: --ptx_per_episode -1: must be a whole number from 0 on\n"
+    )
 
 
 BAD = [
@@ -152,7 +106,6 @@ BAD = [
     (dict(versus="x"), "--versus"),
     (dict(new_tokens=400), "context"),
     (dict(minibatch_size=3), "--batch_size 128 must be a multiple"),
-    (dict(gpu_gb=0), "--gpu_gb"),
 ]
 
 
