@@ -51,6 +51,7 @@ class Config(Device):
     recompute: bool = False  # keep no activations inside a block, compute them again in the backward pass
     compile: bool = False  # torch.compile every block
     capture: bool = False  # on a GPU: record each kind of decoding step as a CUDA graph and replay it
+    without_cache: bool = True  # also sample without a cache, which takes long for large models
     repeat: PositiveInt = 3  # each timing is the best of so many
     versus: Literal["", "transformers", "trl"] = ""  # also time transformers or trl, if it is installed
     seed: Seed = 0  # of weights and tokens
@@ -217,9 +218,10 @@ def time_sampling(policy, prompts, itemsize, rates, cfg, device):
     least = sampling_roofline(policy.config, B, P, N, itemsize, rates)
     speed = f"{B * N / fixed:,.0f} tok/s"
     row(f"sampling {B} x {P} + {N} tokens", speed, f"{B * N / least:,.0f}", f"{least / fixed:.0%}")
-    uncached = best_seconds(lambda: plain.generate(sampler, prompts, N, -1, uniforms=uniforms), device, 1)
-    note = f"the cache makes it {uncached / fixed:.1f} times as fast"
-    row("  without a cache", f"{B * N / uncached:,.0f} tok/s", "", note)
+    if cfg.without_cache:
+        uncached = best_seconds(lambda: plain.generate(sampler, prompts, N, -1, uniforms=uniforms), device, 1)
+        note = f"the cache makes it {uncached / fixed:.1f} times as fast"
+        row("  without a cache", f"{B * N / uncached:,.0f} tok/s", "", note)
     set_mean_length(policy, eot, cfg.mean_length)
     sampler = sampling_copy(policy, cfg).eval()
     ended = best_seconds(until_they_end, device, cfg.repeat)
@@ -263,8 +265,9 @@ def time_reward_model(reward_model, prompts, cfg, device):
     reward_model.zero_grad()
 
 
-def time_ppo(policy, reward_model, prompts, itemsize, rates, cfg, device):
-    """One whole iteration, by ppo.py's own functions."""
+def ppo_iteration(policy, reward_model, prompts, cfg, device):
+    """One whole iteration by ppo.py's own functions -> a function that does it and returns the seconds of rollout,
+    scoring, update, ptx; and a function that returns all tensors that are held between iterations."""
     shape = policy.config
     settings = {"batch_size": cfg.batch_size, "minibatch_size": cfg.minibatch_size, "max_new_tokens": cfg.new_tokens}
     settings |= {"ptx_per_episode": cfg.ptx_per_episode, "ptx_window": cfg.ptx_window}
@@ -304,7 +307,6 @@ def time_ppo(policy, reward_model, prompts, itemsize, rates, cfg, device):
         episodes["advantages"] = ppo.whiten(advantages, mask)
 
     def iteration():
-        """-> seconds of rollout, scoring, update, ptx"""
         episodes, of_rollout = timed(rollout)
         _, of_scoring = timed(lambda: score(episodes))
         _, of_update = timed(lambda: update(episodes, without_ptx))
@@ -315,6 +317,18 @@ def time_ppo(policy, reward_model, prompts, itemsize, rates, cfg, device):
             of_ptx = max(timed(lambda: update(episodes, with_ptx))[1] - of_update, 0.0)
         return of_rollout, of_scoring, of_update, of_ptx
 
+    def held():
+        tensors = [*policy.parameters(), *value_model.parameters(), *reference.parameters(), *reward_model.parameters()]
+        tensors += [value for o in optimizers for state in o.state.values() for value in state.values()]
+        return [*tensors, *average.values()]
+
+    return iteration, held
+
+
+def time_ppo(policy, reward_model, prompts, itemsize, rates, cfg, device):
+    """An iteration by phases, and its peak memory."""
+    shape = policy.config
+    iteration, held = ppo_iteration(policy, reward_model, prompts, cfg, device)
     iteration()
     best = min((iteration() for _ in range(cfg.repeat)), key=sum)
     rooflines = ppo_roofline(shape, cfg, itemsize, rates)
@@ -323,10 +337,7 @@ def time_ppo(policy, reward_model, prompts, itemsize, rates, cfg, device):
     row(what, f"{total:.3f} s", f"{least:.3f} s", f"{least / total:.0%}")
     for name, took, roofline in zip(("rollout", "scoring", "update", "ptx"), best, rooflines):
         row(f"  {name}", f"{took:.3f} s", f"{roofline:.3f} s")
-    held = [*policy.parameters(), *value_model.parameters(), *reference.parameters(), *reward_model.parameters()]
-    held += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-    held += average.values()
-    peak = peak_memory(iteration, device, sum(x.numel() * x.element_size() for x in held))
+    peak = peak_memory(iteration, device, sum(x.numel() * x.element_size() for x in held()))
     planned = plan.peak(plan.memory_plan(shape, shape, cfg, itemsize=itemsize))
     row("  peak memory, its tensors", f"{peak / 1e9:.3f} GB", f"{planned:.3f} GB", "roofline: tools/plan.py's figure")
     if cfg.versus == "trl":
