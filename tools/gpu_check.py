@@ -26,7 +26,7 @@ import model as plain
 import ppo
 from core.batches import generator
 from core.config import Device, PositiveFloat, command_line, require
-from core.device import choose_device, set_up
+from core.device import choose_device, configure_model, set_up
 from core.optim import adamw, optimizer_step
 from core.output import output_folder, whole_file
 from core.sampling import generate
@@ -173,6 +173,7 @@ def updates(device):
 
 def parity(cfg, device, table):
     """The CPU's numbers beside this device's, in float32: they differ by the order of additions."""
+    torch.set_float32_matmul_precision("highest")
     ours, theirs = computed("cpu"), computed(device)
     for name in ("logits", "log-probs", "scores"):
         table.at_most(f"{name}: largest difference", (ours[name] - theirs[name]).abs().max().item(), 1e-3)
@@ -206,7 +207,7 @@ def tests(cfg, device, table):
 def whole_run(cfg, device, table):
     """python run.py, and what comes out"""
     out, start = Path(cfg.out) / "run", time.time()
-    script("run.py", "--out", str(out), "--device", cfg.device, *["--quick"] * cfg.small)
+    script("run.py", "--out", str(out), "--device", cfg.device, "--threads", str(cfg.threads), *["--quick"] * cfg.small)
     table.row("run.py", f"{time.time() - start:.1f} s")
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     for result in report["models"].values():
@@ -254,6 +255,7 @@ def benchmark_config(cfg, part):
     """Of a part like "gpt2 --capture": 512 episodes of 128 + 128 tokens, minibatches of 64."""
     size, *flags = part.split()
     more = {"capture": "--capture" in flags, "compile": "--compile" in flags, "device": cfg.device, "dtype": cfg.dtype}
+    more["threads"] = cfg.threads
     more |= {"versus": flags[1] if "--versus" in flags else "", "seed": cfg.seed, "without_cache": cfg.small}
     if cfg.small:
         sizes = dict(
@@ -285,7 +287,8 @@ def profile(cfg, device, table):
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     settings = replace(benchmark_config(cfg, "gpt2"), repeat=1)
-    policy, reward_model = (kind(SIZES[settings.size]).to(device) for kind in (GPT, ScalarModel))
+    shape = SIZES[settings.size]
+    policy, reward_model = (configure_model(kind(shape).to(device), settings) for kind in (GPT, ScalarModel))
     prompts = [[i % 97] * settings.prompt_tokens for i in range(settings.batch_size)]
     iteration, _ = benchmark.ppo_iteration(policy, reward_model, prompts, settings, device)
     iteration()
@@ -305,12 +308,14 @@ def one_part(cfg):
     """Run one part in this process -> OUT/PART.json"""
     device, table = set_up(cfg), Table()
     scripts = {"parity": parity, "tests": tests, "run": whole_run, "resume": resume, "profile": profile}
-    if cfg.part in scripts:
-        scripts[cfg.part](cfg, device, table)
-    else:
-        speed(cfg, cfg.part, table)
-    with whole_file(part_file(cfg, cfg.part)) as file:
-        json.dump([judged(cfg.part, row) for row in table], file)
+    try:
+        if cfg.part in scripts:
+            scripts[cfg.part](cfg, device, table)
+        else:
+            speed(cfg, cfg.part, table)
+    finally:  # what was measured before a failure is kept
+        with whole_file(part_file(cfg, cfg.part)) as file:
+            json.dump([judged(cfg.part, row) for row in table], file)
 
 
 def part_file(cfg, part):
@@ -329,12 +334,14 @@ def main(cfg):
     end = time.time() + 60 * cfg.minutes
     for part in chosen:
         start, limit = time.time(), min(PARTS[part], end - time.time())
+        part_file(cfg, part).unlink(missing_ok=True)
         missing = part.startswith("gpt2 --versus") and not importlib.util.find_spec(part.split()[-1])
         problem = "not installed" if missing else "no time left" if limit < 5 else ""
         if not problem:
             print(f"=== {part}", flush=True)
             problem = run_part(cfg, part, limit)
-        rows = [] if problem else json.loads(part_file(cfg, part).read_text())
+            problem = problem and f"failed: {problem}"
+        rows = json.loads(part_file(cfg, part).read_text()) if part_file(cfg, part).exists() else []
         results["parts"][part] = {"seconds": round(time.time() - start, 1), "problem": problem, "rows": rows}
         with whole_file(Path(cfg.out) / "gpu.json") as file:
             json.dump(results, file, indent=1)
@@ -346,8 +353,8 @@ def main(cfg):
 
 def run_part(cfg, part, limit):
     """-> "" where it went well, else in words what happened"""
-    part_file(cfg, part).unlink(missing_ok=True)
     flags = ["--out", cfg.out, "--device", cfg.device, "--dtype", cfg.dtype, "--seed", str(cfg.seed)]
+    flags += ["--threads", str(cfg.threads)]
     command = [sys.executable, __file__, "--part", part, *flags, *["--small"] * cfg.small]
     try:
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=limit)
