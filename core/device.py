@@ -95,7 +95,7 @@ def configure_model(model, cfg, sharded=True, device=None):
             model.unembed = rounded(model.unembed)
     if world_size() > 1 and sharded:
         torch.manual_seed(torch.initial_seed() + rank())  # dropout; all else is drawn from generators with equal seeds
-        shard(model, device)
+        shard(model, device, compute_dtype(cfg, device))
     return model
 
 

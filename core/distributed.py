@@ -98,15 +98,17 @@ def gather_rows(batch):
 # ---------------------------------------------------------------------------------------------------- shards
 
 
-def shard(model, device):
+def shard(model, device, dtype=torch.float32):
     """Keep only this process's shard of every weight (FSDP2); gradients of the processes are summed, not averaged.
 
-    A model that is elsewhere goes to the device block by block, so that no GPU needs room for all of it.
+    A model that is elsewhere goes to the device part by part, so that no GPU needs room for all of it. dtype: of matrix
+    products; their weights travel in it, as autocast would have rounded them on arrival. Shards and sums stay float32.
     """
     mesh = dist.device_mesh.init_device_mesh(device.type, (world_size(),))
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # weights travel as float32; autocast casts them
-    for module in (*model.transformer.h, model):
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+    rounded = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    exact = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for module in (*(part for block in model.transformer.h for part in (block.attn, block.mlp)), model):
+        fully_shard(module, mesh=mesh, mp_policy=exact if module is model else rounded)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction for such a factor
     if hasattr(model, "score"):

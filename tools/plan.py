@@ -89,6 +89,11 @@ def short(number):
 
 PHASES = ("rollout", "scoring", "policy update", "value update")
 
+# With several GPUs a block's attention and its MLP come whole, one after the other, are used, and go; the next one is on
+# its way meanwhile, and so are gradients. Bytes per weight of an MLP, the larger part: {itemsize: (without, with
+# gradients)}, as the profiler counts them for two processes on a CPU (tests/core/test_distributed.py).
+TRAVELLING = {2: (6, 23), 4: (10, 26)}
+
 
 def memory_plan(policy, critic, cfg, gpus=1, sharers=1, itemsize=2):
     """Bytes on each GPU. policy, critic: GPTConfigs; cfg: sizes as in Config; sharers: GPUs per copy of the policy for
@@ -120,16 +125,16 @@ def memory_plan(policy, critic, cfg, gpus=1, sharers=1, itemsize=2):
     rows = min(rows, cfg.micro_batch_size or rows)
     n_ptx = rows * cfg.ptx_per_episode * cfg.ptx_window
     tokens, positions = (n_ptx, n_ptx) if n_ptx > rows * T else (rows * T, rows * cfg.new_tokens)
-    plan += kept("policy update", policy, tokens, cfg.recompute, itemsize)
+    plan += kept("policy update", policy, tokens, cfg.recompute, itemsize, gpus)
     plan += logits("policy update", policy, positions, 12)
-    plan += kept("value update", critic, rows * T, cfg.recompute, itemsize)
+    plan += kept("value update", critic, rows * T, cfg.recompute, itemsize, gpus)
     if gpus > 1:
-        for when, shape, copies in zip(PHASES[1:], (policy, policy, critic), (2, 4, 4)):
-            block = (4, "bytes"), (12 * shape.n_embd**2, "weights of a block")
-            why = "this and the next" if copies == 2 else "this, the next, gradient twice"
-            plan.append(term(when, f"whole blocks: {why}", (copies, "tensors"), *block))
+        for when, shape, tensors in zip(PHASES[1:], (policy, policy, critic), (1, 2, 2)):
+            each = TRAVELLING[itemsize][tensors - 1], "bytes"
+            plan.append(term(when, "parts of blocks on their way", each, (8 * shape.n_embd**2, "weights of an MLP")))
             outside = (parameters(shape) - 12 * shape.n_embd**2 * shape.n_layer, "weights")
-            plan.append(term(when, "whole embeddings", (copies // 2, "tensors"), (4, "bytes"), outside))
+            what = "all that is not in a matrix of a block" + ", and its gradient" * (tensors - 1)
+            plan.append(term(when, what, (4 * tensors, "bytes"), outside))
         largest = (max(4 * C**2, V * C), "weights")
         plan.append(term("rollout", "one weight on its way into the copy", (4, "bytes"), largest))
     return plan
@@ -141,7 +146,7 @@ def one_block(when, shape, tokens, itemsize):
     return [term(when, "inside one block", *numbers)]
 
 
-def kept(when, shape, tokens, recompute, itemsize):
+def kept(when, shape, tokens, recompute, itemsize, gpus=1):
     """Until the backward pass: activations, and weights rounded to bfloat16.
 
     Of a block: the inputs of its two layer norms in float32 (2 x 4 bytes), and of the matrix products: both normalised
@@ -155,7 +160,7 @@ def kept(when, shape, tokens, recompute, itemsize):
     terms.append(term(when, "  behind the last block", (8, "bytes"), *of_a_token))
     if recompute:
         terms += one_block(when, shape, tokens, itemsize)
-    if itemsize == 2:
+    if itemsize == 2 and gpus == 1:
         blocks = 1 if recompute else shape.n_layer
         terms.append(
             term(when, "weights in bfloat16", (2, "bytes"), (12 * shape.n_embd**2, "weights"), (blocks, "blocks"))
