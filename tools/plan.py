@@ -89,11 +89,6 @@ def short(number):
 
 PHASES = ("rollout", "scoring", "policy update", "value update")
 
-# With several GPUs a block's attention and its MLP come whole, one after the other, are used, and go; the next one is on
-# its way meanwhile, and so are gradients. Bytes per weight of an MLP, the larger part: {itemsize: (without, with
-# gradients)}, as the profiler counts them for two processes on a CPU (tests/core/test_distributed.py).
-TRAVELLING = {2: (6, 23), 4: (10, 26)}
-
 
 def memory_plan(policy, critic, cfg, gpus=1, sharers=1, itemsize=2):
     """Bytes on each GPU. policy, critic: GPTConfigs; cfg: sizes as in Config; sharers: GPUs per copy of the policy for
@@ -129,12 +124,20 @@ def memory_plan(policy, critic, cfg, gpus=1, sharers=1, itemsize=2):
     plan += logits("policy update", policy, positions, 12)
     plan += kept("value update", critic, rows * T, cfg.recompute, itemsize, gpus)
     if gpus > 1:
-        for when, shape, tensors in zip(PHASES[1:], (policy, policy, critic), (1, 2, 2)):
-            each = TRAVELLING[itemsize][tensors - 1], "bytes"
-            plan.append(term(when, "parts of blocks on their way", each, (8 * shape.n_embd**2, "weights of an MLP")))
-            outside = (parameters(shape) - 12 * shape.n_embd**2 * shape.n_layer, "weights")
-            what = "all that is not in a matrix of a block" + ", and its gradient" * (tensors - 1)
-            plan.append(term(when, what, (4 * tensors, "bytes"), outside))
+        outside = {shape: (parameters(shape) - 12 * shape.n_embd**2 * shape.n_layer) for shape in (policy, critic)}
+        frozen = (outside[policy] + outside[critic], "weights outside of blocks' matrices")
+        plan.append(term("always", "reference, reward model: embeddings, whole", (4, "bytes"), frozen))
+        plan.append(term("scoring", "policy, value model: embeddings, whole", (4, "bytes"), frozen))
+        for when, shape, gradients in zip(PHASES[1:], (policy, policy, critic), (False, True, True)):
+            # A block's attention and its MLP, the larger of them, come whole one after the other. FSDP has one in use,
+            # one that arrives and one that is unpacked; a gradient, and two as float32 on their way to be summed.
+            mlp = (8 * shape.n_embd**2, "weights of an MLP")
+            plan.append(term(when, "weights of blocks on their way", (3 * itemsize, "bytes"), mlp))
+            if gradients:
+                plan.append(term(when, "gradients of blocks on their way", (itemsize + 8, "bytes"), mlp))
+                plan.append(
+                    term(when, "embeddings, whole, and their gradient", (8, "bytes"), (outside[shape], "weights"))
+                )
         largest = (max(4 * C**2, V * C), "weights")
         plan.append(term("rollout", "one weight on its way into the copy", (4, "bytes"), largest))
     return plan

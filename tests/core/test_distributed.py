@@ -42,8 +42,11 @@ from core.optim import adamw, optimizer_step
 from core.sampling import generate
 from core.training_state import TrainingState
 from data.folder import load_tokenizer
-from model import GPT, ScalarModel, lm_loss, pad, token_logprobs, token_values
+from model import GPT, GPTConfig, ScalarModel, lm_loss, pad, token_logprobs, token_values
 from sft import pad_responses
+from tools.benchmark import peak_memory
+from tools.plan import Config as PlanConfig
+from tools.plan import memory_plan
 
 ROOT = Path(core.distributed.__file__).parent.parent
 TESTS = ROOT / "tests"
@@ -169,7 +172,7 @@ def in_every_process(data, out):
     results["loaded"] = {name: full_tensor(value) for name, value in model.state_dict().items()}
     copy = sampling_copy(model, Training())
     results["text"] = generate(copy, PROMPTS, 6, 299, uniforms=uniforms(6, len(PROMPTS)))
-    results |= sampled_together()
+    results |= sampled_together() | {"travelling": {dtype: travelling(dtype) for dtype in ("bfloat16", "float32")}}
 
     parts = trained_parts(out, seed=1, steps=3)
     TrainingState(out, "x", Config(save_every=3), [], **parts).save_if_due(3)
@@ -199,6 +202,19 @@ def sampled_together():
     found["held"] = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in weights)
     found["of"] = sum(p.numel() for p in weights)
     return found
+
+
+def travelling(dtype):
+    """Bytes at the peak of a forward pass, without what stays whole all the time."""
+    shape = GPTConfig(6, 4, 128, 16, 30)
+    model, windows = configure_model(GPT(shape), Training(dtype=dtype)), torch.randint(30, (1, 4))
+
+    @torch.no_grad()
+    def forward():
+        lm_loss(model, windows)
+
+    outside = 4 * (sum(p.numel() for p in model.parameters()) - 12 * 128**2 * 6)
+    return peak_memory(forward, torch.device("cpu"), 0) - outside
 
 
 def trained_parts(out, seed, steps):
@@ -322,6 +338,14 @@ def test_two_processes_sample_together_what_one_samples(results):
             assert torch.equal(tokens[i, :n], texts[1][0][process + 2 * i, :n])
             assert torch.equal(mask[i, :n], texts[1][2][process + 2 * i, :n])
         assert result["held"] < 0.53 * result["of"], "layer norms and one kind of bias are whole"
+
+
+def test_what_is_on_its_way_between_processes_is_what_the_plan_says(results):
+    shape = GPTConfig(6, 4, 128, 16, 30)
+    for dtype, itemsize in (("bfloat16", 2), ("float32", 4)):
+        terms = memory_plan(shape, shape, PlanConfig(), gpus=2, itemsize=itemsize)
+        (planned,) = [t.bytes for t in terms if t.when == "scoring" and "on their way" in t.what]
+        assert 0.75 < results[0]["travelling"][dtype] / planned < 1.05
 
 
 @pytest.mark.parametrize("sharers", [2, 3])

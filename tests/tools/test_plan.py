@@ -58,7 +58,7 @@ def test_of_several_gpus_each_holds_its_share(name, sharers):
     """Counted tensor by tensor: as core/distributed.py cuts them."""
     shape, gpus = SIZES[name], 2 * sharers
     one, many = plan.memory_plan(shape, shape, SMALL), plan.memory_plan(shape, shape, SMALL, gpus, sharers)
-    for what in ("policy: weights", "value model", "reference", "reward model"):
+    for what in ("policy: weights", "value model: weights", "reference: weights", "reward model: weights"):
         assert total(many, what) == total(one, what) / gpus
     with torch.device("meta"):
         model = GPT(shape)
