@@ -22,7 +22,7 @@ import ppo
 import pretrain
 import reward
 import sft
-from core.checkpoint import save_checkpoint
+from core.checkpoint import load_policy, load_scalar_model, save_checkpoint
 from core.optim import adamw
 from core.sampling import generate
 from data.folder import read_prompts, write_jsonl
@@ -135,6 +135,21 @@ def test_all_stages_in_bfloat16_stay_near_float32(folders, tmp_path):
                 seen.add(name)
         assert all(weight.dtype == torch.float32 for weight in weights_of(tmp_path / f"{weights}.pt").values())
     assert seen == set(NEAR)
+
+
+def test_a_model_that_will_be_cut_into_shards_is_not_on_the_gpu_before(folders, autocast_here, monkeypatch):
+    """A GPU need not have room for all of it."""
+    sharded = []
+    for module in (core.checkpoint, core.device):
+        monkeypatch.setattr(module, "world_size", lambda: 2)
+    monkeypatch.setattr(core.device, "shard", lambda model, *where: sharded.append((model, *where)))
+    with PretendCuda():
+        for load, name in ((load_policy, "ppo_init"), (load_scalar_model, "reward")):
+            model = load(folders[1] / f"{name}.pt", ppo.Config(), torch.device("cuda"))
+            assert sharded.pop() == (model, torch.device("cuda"), torch.bfloat16)
+            assert all(p.device.type == "cpu" for p in model.parameters())
+            alone = load(folders[1] / f"{name}.pt", ppo.Config(), torch.device("cuda"), sharded=False)
+            assert all(p.is_cuda for p in alone.parameters())
 
 
 # ---------------------------------------------------------------------------------------------------- it can fail

@@ -11,7 +11,8 @@ import core.device
 from core.config import BadInput, Device, Seed, Training
 from core.device import choose_device, compute_dtype, configure_model, sampling_copy, set_up
 from core.sampling import generate
-from model import GPT, ScalarModel, lm_loss, pad, token_logprobs, token_values
+from model import GPT, GPTConfig, ScalarModel, lm_loss, pad, token_logprobs, token_values
+from tools.benchmark import peak_memory
 
 
 @dataclass
@@ -104,6 +105,25 @@ def test_bfloat16_is_close_and_leaves_the_weights_alone():
     scores = [model.score(tokens, torch.tensor([3, 4, 9])) for model in (plain, half)]
     assert scores[1].dtype == torch.float32 and not torch.equal(*scores)
     torch.testing.assert_close(*scores, atol=0.1, rtol=0.1)
+
+
+def test_recomputing_in_bfloat16_holds_the_rounded_weights_of_one_block_at_a_time():
+    """Bytes per weight at the peak of a pass over a few tokens: all of them would be 2."""
+    shape = GPTConfig(12, 4, 128, 16, 30)
+    model, windows = configure_model(GPT(shape), Training(dtype="bfloat16", recompute=True)), torch.randint(30, (1, 4))
+
+    def train():
+        lm_loss(model, windows).sum().backward()
+
+    @torch.no_grad()
+    def look():
+        lm_loss(model, windows)
+
+    train()
+    model.zero_grad(set_to_none=False)
+    peaks = [peak_memory(work, torch.device("cpu"), 0) for work in (train, look)]
+    of_one_block = 2 / 12
+    assert [peak / sum(p.numel() for p in model.parameters()) < 3 * of_one_block for peak in peaks] == [True, True]
 
 
 def aot_eager(monkeypatch):

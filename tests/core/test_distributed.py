@@ -127,12 +127,14 @@ KINDS = {  # name -> kind of model, its losses per row or token, what of
 # empty; of 1 row the second one gets nothing at all.
 SHARES = [(7, 0, ""), (7, 3, ""), (1, 0, ""), (7, 1, "recompute")]
 CASES = [(name, *share) for name in KINDS for share in SHARES]
+ROUNDED = [(name, 7, 3, "bfloat16") for name in KINDS]
 
 
 def gradients_of(name, n_rows, micro, how):
     """Gradients of the sum of all losses, whole; the weights after one step, and the norm of the gradient."""
     kind, losses, rows = KINDS[name]
-    cfg = Training(micro_batch_size=micro, recompute=how == "recompute")
+    dtype = "bfloat16" if how == "bfloat16" else "float32"
+    cfg = Training(micro_batch_size=micro, recompute=how == "recompute", dtype=dtype)
     model = configure_model(shaken(make(kind)), cfg)
     optimizer = adamw(model, 1e-2)
     for part in micro_batches(rows[:n_rows], cfg):
@@ -152,7 +154,7 @@ def in_every_process(data, out):
     set_up(Config(device="cpu", threads=1))
     out, results = Path(out), {}
     results["world"] = (rank(), world_size())
-    results["gradients"] = {str(case): gradients_of(*case) for case in CASES}
+    results["gradients"] = {str(case): gradients_of(*case) for case in CASES + ROUNDED}
     results["sum"] = all_reduce_sum({"a": rank() + 1, "b": torch.tensor(0.5)})
     work = []
     first_process_only(lambda: work.append(1))
@@ -281,6 +283,18 @@ def test_gradients_of_two_processes_are_those_of_the_whole_minibatch(results, ca
             firm = gradient.abs() > 1e-5  # where it is nearly 0, Adam's first step is a coin's toss
             after, theirs = weights[parameter][firm], their_weights[parameter][firm]
             torch.testing.assert_close(after, theirs, atol=1e-4, rtol=0, msg=parameter)
+
+
+@pytest.mark.parametrize("case", ROUNDED, ids=lambda case: case[0])
+def test_in_bfloat16_two_processes_are_near_one(results, case):
+    """Weights are rounded before they travel instead of after; sums come in another order."""
+    exact, rounded = (gradients_of(case[0], 7, 0, how)[0] for how in ("", "bfloat16"))
+    for result in results:
+        found = result["gradients"][str(case)][0]
+        off = sum((found[name] - rounded[name]).square().sum() for name in rounded).sqrt()
+        off_exact = sum((exact[name] - rounded[name]).square().sum() for name in rounded).sqrt()
+        assert 0 < off_exact and off < 0.5 * off_exact, "nearer to one process in bfloat16 than that is to float32"
+        assert all(gradient.dtype == torch.float32 for gradient in found.values())
 
 
 def test_a_process_without_rows_gives_gradients_of_zero_by_itself():
