@@ -33,7 +33,6 @@ from model import GPT, ScalarModel
 ON_A_GPU = [
     (test_cuda.test_an_iteration_of_ppo_is_the_same_in_float32, ()),
     (test_cuda.test_fast_sampling_is_plain_sampling, ()),
-    (test_cuda.test_what_saves_memory_or_time_changes_nothing, ({"micro_batch_size": 3},)),
     (test_cuda.test_what_saves_memory_or_time_changes_nothing, ({"recompute": True},)),
     (test_cuda.test_no_rows_give_gradients_of_zero, ({},)),
     (test_cuda.test_no_rows_give_gradients_of_zero, ({"dtype": "bfloat16", "recompute": True},)),
