@@ -47,8 +47,8 @@ class PretendCuda(TorchFunctionMode):
             return self.put(make(cls, data, requires_grad), data is not None and data in self.on_gpu)
 
         def grouped(lists, *rest):
-            return {(self.device_of(tensors[0][0]), dtype): (tensors, indices)
-                    for (_, dtype), (tensors, indices) in group(lists, *rest).items()}  # fmt: skip
+            groups = group(lists, *rest).items()
+            return {(self.device_of(found[0][0][0]), dtype): found for (_, dtype), found in groups}
 
         self.patches = ExitStack()
         self.patches.enter_context(patch.object(torch.nn.Parameter, "__new__", new_parameter))

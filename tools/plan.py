@@ -152,10 +152,10 @@ def one_block(when, shape, tokens, itemsize):
 def kept(when, shape, tokens, recompute, itemsize, gpus=1):
     """Until the backward pass: activations, and weights rounded to bfloat16.
 
-    Of a block: the inputs of its two layer norms in float32 (2 x 4 bytes), and of the matrix products: both normalised
-    inputs 2, queries, keys, values 3, the attention's result 1, before and behind the
-    GELU 4 + 4; 14 numbers per channel. With recomputation a block keeps its input alone, 4 bytes, and one block at a
-    time has the rest. Behind the last block: input and result of the last layer norm.
+    Of a block: the inputs of its two layer norms in float32 (2 x 4 bytes), and of its matrix products 14 numbers per
+    channel: both normalised inputs 2, queries, keys, values 3, the attention's result 1, before and behind the GELU
+    4 + 4. With recomputation a block keeps its input alone, 4 bytes, and one block at a time has the rest. Behind the
+    last block: input and result of the last layer norm.
     """
     of_a_token = (shape.n_embd, "channels"), (tokens, "tokens")
     per_block = (4 if recompute else 8 + 14 * itemsize, "bytes")

@@ -160,7 +160,7 @@ def test_other_settings_are_refused_unless_they_change_nothing(tmp_path):
         train(out, replace(cfg, dtype="float32"), given)
     with pytest.raises(Killed):
         train(out, replace(cfg, threads=1, keep=5, device="cpu", micro_batch_size=3), given, killed_after=5)
-    where_and_how = {"device", "threads", "micro_batch_size", "recompute", "compile"}
+    where_and_how = {"device", "threads", "micro_batch_size", "recompute", "compile", "tensor_parallel"}
     assert set(MAY_DIFFER) == where_and_how | {"save_every", "keep", "resume"}
 
 
