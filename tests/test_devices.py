@@ -223,6 +223,33 @@ def test_sampling_asks_the_gpu_once_in_eight_tokens(monkeypatch):
         assert steps == [["__int__"] if (step + 1) % 8 == 0 else [] for step in range(1, 39)]
 
 
+def test_recorded_steps_are_on_the_gpu_too(monkeypatch):
+    """With a recorder that calls again what a CUDA graph would replay."""
+
+    def record(self, work, inputs):
+        fixed = [x.clone() for x in inputs]
+        result = work(*fixed)
+
+        class Graph:
+            def replay(graph):
+                result.copy_(work(*fixed))
+
+        return Graph(), fixed, result
+
+    monkeypatch.setattr(core.sampling.CudaGraphs, "record", record)
+    prompts, texts = [[i % 11, 2, 3] for i in range(16)], []
+    with PretendCuda() as gpu:
+        for capture in (False, True):
+            model = on_gpu(vocab_size=12, spread=3)
+            sampler = core.device.sampling_copy(model, ppo.Config(dtype="float32", capture=capture))
+            u = torch.rand(40, 16, generator=torch.Generator().manual_seed(5)).to("cuda")
+            gpu.waits.clear()
+            texts.append(generate(sampler, prompts, 40, 11, uniforms=u)[0])
+            assert gpu.waits.count("__int__") <= 1 + 40 // 8
+        assert core.sampling._cuda_graphs[sampler].graphs
+    assert torch.equal(*texts)
+
+
 def test_reading_prompts_waits_for_their_copies_alone():
     """However many prompts there are: ids, lengths, repeats; and two orders of rows."""
     with PretendCuda() as gpu:
