@@ -25,7 +25,7 @@ import torch
 import model as plain
 import ppo
 from core.batches import generator
-from core.config import Device, PositiveFloat, command_line, require
+from core.config import Device, PositiveFloat, Seed, command_line, require
 from core.device import choose_device, configure_model, set_up
 from core.optim import adamw, optimizer_step
 from core.output import output_folder, whole_file
@@ -45,7 +45,7 @@ class Config(Device):
     only: str = ""  # names of parts, a,b; default: all
     small: bool = False  # tiny sizes
     part: str = ""  # run this part in this process, as the script does for each of them
-    seed: int = 0  # of weights and tokens
+    seed: Seed = 0  # of weights and tokens
 
 
 # ---------------------------------------------------------------------------------------------------- what is measured
@@ -58,6 +58,7 @@ PARTS = {  # name -> seconds that it may take; the most important come first
     "gpt2-xl": 150,
     "gpt2 --capture": 60,
     "resume": 60,
+    "chain": 150,
     "profile": 60,
     "gpt2 --compile": 120,
     "gpt2 --versus transformers": 60,
@@ -248,6 +249,23 @@ def resume(cfg, device, table):
     table.at_most("largest difference of a weight", max((one[n] - other[n]).abs().max().item() for n in one), 1e-2)
 
 
+def chain(cfg, device, table):
+    """All scripts at GPT-2's size, a few steps each from random weights, on the data of the part "run"."""
+    run, out = Path(cfg.out) / "run", Path(cfg.out) / "chain"
+    require((run / "comparisons.jsonl").exists(), f"{run}/comparisons.jsonl: not there; run the part run first")
+    size = ["--size", "village" if cfg.small else "gpt2", "--block_size", "160", "--steps", "20"]
+    ppo_sizes = ["--iterations", "2", "--value_only_iterations", "1", "--batch_size", "64", "--sample_prompts", "8"]
+    for name, *flags in (
+        ("pretrain.py", *size),
+        ("sft.py", "--name", "ppo_init", "--epochs", "1", "--batch_size", "128", "--pretrain_mix", "0.1"),
+        ("reward.py", "--comparisons", str(run / "comparisons.jsonl"), "--batch_size", "32"),
+        ("ppo.py", "--ptx_coef", "0.5", *ppo_sizes),
+    ):
+        start, where = time.time(), ["--data", f"{run}/data", "--out", str(out), "--device", cfg.device]
+        script(name, *where, "--threads", str(cfg.threads), *flags)
+        table.row(name, f"{time.time() - start:.1f} s")
+
+
 # ---------------------------------------------------------------------------------------------------- speed
 
 
@@ -307,7 +325,7 @@ def profile(cfg, device, table):
 def one_part(cfg):
     """Run one part in this process -> OUT/PART.json"""
     device, table = set_up(cfg), Table()
-    scripts = {"parity": parity, "tests": tests, "run": whole_run, "resume": resume, "profile": profile}
+    scripts = {"parity": parity, "tests": tests, "run": whole_run, "resume": resume, "chain": chain, "profile": profile}
     try:
         if cfg.part in scripts:
             scripts[cfg.part](cfg, device, table)
