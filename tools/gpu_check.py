@@ -122,8 +122,8 @@ def computed(device):
     policy, scalar, rng = made(GPT, device, 0), made(ScalarModel, device, 1), generator(0)
     tokens = torch.randint(500, (8, 64), generator=rng).to(device)
     mask = response_mask(torch.full((8,), 20), torch.arange(30, 62, 4), 64).to(device)
-    prompts = [torch.randint(499, (n,), generator=rng).tolist() for n in range(3, 35)]
-    uniforms = torch.rand(40, 32, generator=rng).to(device)
+    prompts = [torch.randint(499, (n,), generator=rng).tolist() for n in range(3, 35, 2)]
+    uniforms = torch.rand(40, 16, generator=rng).to(device)
     with torch.no_grad():
         found = {"logits": policy.unembed(policy(tokens)), "log-probs": token_logprobs(policy, tokens, mask)}
         found["scores"] = scalar.score(tokens, mask.sum(1).long() + 20)
