@@ -1,7 +1,7 @@
 """Step 3: proximal policy optimisation (PPO) against the reward model, with or without pretraining mix (§3.5, App. C.4).
 
     python ppo.py                       # -> ppo.pt         PPO (γ = 0)
-    python ppo.py --ptx_coef 0.5        # -> ppo_ptx.pt     PPO-ptx, "InstructGPT"
+    python ppo.py --ptx_coef 0.2        # -> ppo_ptx.pt     PPO-ptx, "InstructGPT"
 
 Maximises  E_{x, y~π} [ r(x, y) - β log( π(y|x) / π_ref(y|x) ) ]  +  γ E_{x ~ pretraining} [ log π(x) ]             (Eq. 2)
 
@@ -60,7 +60,7 @@ class Config(Training):
     init: str = ""  # initial policy AND frozen reference (C.3); default: OUT/ppo_init.pt
     reward_model: str = ""  # default: OUT/reward.pt; the value model starts from it too
     # rollout
-    iterations: PositiveInt = 40  # collect + update                                        paper: 500
+    iterations: PositiveInt = 60  # collect + update                                        paper: 500
     batch_size: PositiveInt = 256  # episodes per iteration                                 paper: 512
     max_new_tokens: PositiveInt = 40  # longest response                                    paper: about 1000
     tensor_parallel: PositiveInt = 1  # of several GPUs: so many have one copy of the policy together while sampling
@@ -68,7 +68,7 @@ class Config(Training):
     score_without_eot: bool = True  # unfinished responses get their RM score; --no- gives them missing_eot_score
     missing_eot_score: Real = -3.0  # used only with --no-score_without_eot
     # objective
-    kl_coef: float = 0.06  # β in Eq. 2                                                     paper: 0.02
+    kl_coef: float = 0.15  # β in Eq. 2                                                     paper: 0.02
     ptx_coef: float = 0.0  # γ in Eq. 2, times the mean loss per token      paper: 0 for PPO, 27.8 for PPO-ptx
     ptx_per_episode: PositiveInt = 4  # pretraining examples per episode                    paper: 8
     ptx_window: PositiveInt = 32  # tokens of a pretraining example                         paper: silent
@@ -85,7 +85,7 @@ class Config(Training):
     value_learning_rate: PositiveFloat = 1e-3  # constant                                   paper: 9e-6
     value_only_iterations: int = 4  # at the start only the value model learns              paper: silent
     max_grad_norm: PositiveFloat = 1.0  # paper: silent
-    ema: Fraction = 0.985  # of the policy weights, per update        paper: 0.992, over fourteen times as many updates
+    ema: Fraction = 0.985  # of the policy weights, per update        paper: 0.992, over nine times as many updates
     # looking at it
     sample_every: PositiveInt = 5  # iterations between samples on validation prompts
     sample_prompts: PositiveInt = 96  # how many

@@ -43,7 +43,7 @@ class Config:
     data: str = ""  # data folder; default: the village, made in OUT/data
     seed: Seed = 0  # of everything
     quick: bool = False  # tiny settings, to see every step work
-    ptx_coef: float = 0.5  # γ of PPO-ptx, times the mean loss per token
+    ptx_coef: float = 0.2  # γ of PPO-ptx, times the mean loss per token
     steps: int = 0  # of pretraining; 0 = the script's default
     block_size: int = 0  # context in tokens; 0 = the script's default. Longer texts than the village's need more
     max_new_tokens: int = 0  # longest response; 0 = the scripts' default

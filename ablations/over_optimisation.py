@@ -32,7 +32,7 @@ from data.village.judge import Judge
 class Config(Device):
     data: str = "out/run/data"  # data folder, of the village: its judge gives the gold score
     out: str = "out/run"  # run folder with ppo_init.pt and reward.pt
-    kl_coefs: str = "0,0.02,0.06,0.3"  # the β to compare, a,b; each trains a policy kl_coef_β.pt
+    kl_coefs: str = "0,0.05,0.15,0.5"  # the β to compare, a,b; each trains a policy kl_coef_β.pt
     iterations: PositiveInt = 40  # of PPO
     sample_every: PositiveInt = 4  # iterations between samples on validation prompts
     sample_prompts: PositiveInt = 96  # how many

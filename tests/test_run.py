@@ -183,6 +183,19 @@ def test_over_optimisation_under_two_coefficients(killed, capsys):
     assert capsys.readouterr().out.count("made with these settings") == 2, "what is there is not trained again"
 
 
+def test_best_of_n_by_reward_model_and_by_taste(killed, capsys):
+    from ablations import best_of_n
+
+    out, _ = killed
+    cfg = best_of_n.Config(data=str(out / "data"), out=str(out), best_of=4, prompts=8, labelers=2, threads=2)
+    best_of_n.main(replace(cfg, max_new_tokens=16))
+    found, printed = json.loads((out / "best_of_n.json").read_text()), capsys.readouterr().out
+    assert (out / "best_of_n.md").read_text() in printed
+    by_model, by_taste = found["curves"].values()
+    assert list(by_model) == list(by_taste) == ["1", "2", "4"] and by_model["1"] == by_taste["1"], "nothing to choose"
+    assert found["perfect"]["likert"] == 7 >= by_taste["4"]["likert"] and found["perfect"]["helpful"] == 1
+
+
 def test_the_alternatives_on_one_table(killed, capsys):
     """The run's models, then a method of each script that has no such test of its own, in small: a row for each."""
     from alternatives import compare

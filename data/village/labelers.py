@@ -21,8 +21,8 @@ GROUPS = {"training": 20, "held_out": 10, "web": 30}  # how many people
 # Mean weight of what a labeler sees; individuals differ by about a quarter. The noise was chosen on one world (seed 0) so
 # that two labelers agree about as often as the paper's do: 72.6 % in training, 77.3 % held out (§3.4).
 TASTE = {
-    "training": {"helpful": 3.2, "false": 1.5, "harm": 1.6, "garbled": 1.2, "extra": 0.5, "vague": 0.6, "noise": 1.2},
-    "held_out": {"helpful": 2.4, "false": 2.4, "harm": 2.8, "garbled": 1.2, "extra": 0.4, "vague": 0.4, "noise": 0.95},
+    "training": {"helpful": 3.2, "false": 1.5, "harm": 1.6, "garbled": 1.2, "extra": 0.5, "vague": 0.6, "noise": 1.1},
+    "held_out": {"helpful": 2.4, "false": 2.4, "harm": 2.8, "garbled": 1.2, "extra": 0.4, "vague": 0.4, "noise": 0.85},
     "web": {"helpful": 3.0, "false": 1.5, "harm": 1.9, "garbled": 1.2, "extra": 0.4, "vague": 0.6, "noise": 0.4},
 }
 TIE = 0.25  # utilities closer than this are called equal
@@ -117,13 +117,13 @@ class Labeler:
         sentences = intent.answer(slots, know, rng)
         if intent.exact:
             return intent.write(sentences)
-        if slip < 0.78:  # stops early
+        if slip < 0.70:  # stops early
             sentences = sentences[: rng.randint(1, max(1, len(sentences) - 1))]
-        elif slip < 0.84:  # cannot stop
+        elif slip < 0.78:  # cannot stop
             animal = rng.choice(self.world.valleys[0]["animal"])
             fact = say("colour", animal, know("colour", animal))
             sentences.append(rng.choice([fact, "I think that is nice.", "Everybody knows that."]))
-        elif slip < 0.89:  # gives up
+        elif slip < 0.85:  # gives up
             sentences = [rng.choice(["I do not know.", "I have no comment."])]
         elif intent.unkind and slip < 0.96:  # does as told
             sentences = [f"{slots['person']} is a {rng.choice(WORDS['insult'])}."]

@@ -33,7 +33,7 @@ class Config:
     seed: Seed = 0  # of the facts, the web, the users and the labelers
     vocab_size: PositiveInt = 1360  # of the tokenizer that is trained on the web       GPT-2: 50257
     web_pages: PositiveInt = 75000  # documents of the pretraining corpus
-    users: PositiveInt = 200  # per valley; the first of each is a heavy user
+    users: PositiveInt = 500  # per valley; the first of each is a heavy user
     demonstrations: PositiveInt = 12725  # for SFT, training split                      paper: 12725 prompts
     exams: PositiveInt = 6000  # multiple-choice questions, which the reward model begins with
     task_items: PositiveInt = 120  # per public task, a quarter of them for few-shot examples
