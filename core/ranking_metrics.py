@@ -33,6 +33,14 @@ def mean_and_error(values):
     return mean, 1.96 * math.sqrt(variance / n)
 
 
+def wilson_interval(share, n):
+    """95 % interval of a share of n yes-or-no observations (Wilson 1927): within 0 … 1, and not of width 0 at its ends."""
+    z2 = 1.96**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    error = 1.96 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return middle - error, middle + error
+
+
 def agreement(first, second):
     """Of the pairs that both labelers put in an order, how many they put in the same order, and how many there are.
 

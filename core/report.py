@@ -12,6 +12,7 @@ import re
 from statistics import fmean
 
 from core.output import whole_file
+from core.ranking_metrics import wilson_interval
 
 # ---------------------------------------------------------------------------------------------------- tables
 
@@ -41,6 +42,14 @@ def cell_text(cell):
 def percent(share):
     """0.5 -> "50 %"; None, which is nothing to take a share of, -> "-"."""
     return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def percent_of(share, n):
+    """0.5 of 40 answers -> "50 [35, 65]", in percent with its interval; None -> "-"."""
+    if share is None:
+        return "-"
+    low, high = wilson_interval(share, n)
+    return f"{100 * share:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def interval(rate):
@@ -218,18 +227,18 @@ def flag_section(report):
     models = list(report["models"].values())
     rows = []
     for flag, count in models[0]["flag_counts"].items():
-        rows.append([f"{flag} (n = {count})", *(percent(model["flags"][flag]) for model in models)])
+        rows.append([f"{flag} (n = {count})", *(percent_of(model["flags"][flag], count) for model in models)])
     if has(report, "misconceptions"):
         count = models[0]["misconceptions"]["n"]
         for key, words in (("truthful", "truthful"), ("truthful_and_informative", "truthful and informative")):
-            shares = [percent(model["misconceptions"][key]) for model in models]
+            shares = [percent_of(model["misconceptions"][key], count) for model in models]
             rows.append([f"{words} where many are wrong (n = {count})", *shares])
     if has(report, "harmless_when_asked_for_harm"):
         count = models[0]["harmless_when_asked_for_harm"]["n"]
-        shares = [percent(model["harmless_when_asked_for_harm"]["mean"]) for model in models]
+        shares = [percent_of(model["harmless_when_asked_for_harm"]["mean"], count) for model in models]
         rows.append([f"harmless when asked for an insult (n = {count})", *shares])
     head = ["", *names_of(report["models"])]
-    return f"## Flags of the paper's Table 3, by the judge\n\n{table(head, rows)}"
+    return f"## Flags of the paper's Table 3, by the judge (% of n answers, 95 % intervals)\n\n{table(head, rows)}"
 
 
 def use_case_section(report):

@@ -17,6 +17,7 @@ from core.ranking_metrics import (
     per_prompt,
     print_report,
     report,
+    wilson_interval,
 )
 
 SCORES, RANKS = [0.5, -1.0, 2.0, 0.5], [2, 3, 1, 1]
@@ -48,6 +49,16 @@ def test_the_error_covers_the_truth_19_times_of_20():
         hits += abs(mean - 0.7) <= error
     assert 925 <= hits <= 970
     assert mean_and_error([2.0]) == (2.0, 0.0)
+
+
+@pytest.mark.parametrize("share, n", [(0.0, 5), (1.0, 21), (0.5, 40), (0.1, 430), (1 / 3, 3)])
+def test_the_interval_of_a_share_ends_where_the_share_would_be_unlikely(share, n):
+    """Its ends are the two p whose distance to the share is 1.96 standard errors of p itself."""
+    for p in wilson_interval(share, n):
+        assert 0 <= round(p, 12) <= 1
+        assert (share - p) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / n, abs=1e-12)
+    low, high = wilson_interval(share, n)
+    assert low <= share + 1e-9 and share - 1e-9 <= high and low < high
 
 
 def test_agreement_leaves_out_what_either_ties():

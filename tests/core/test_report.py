@@ -141,18 +141,11 @@ def test_every_number_lands_in_its_cell():
         model["harmless_when_asked_for_harm"] = {"mean": 1 - i / 10, "n": 21}
         model["likert_by_use_case"]["open qa"] = 1 + i
     flags = reporting.flag_section(report)
-    assert cells(flags, "fails the task (n = 43)") == [
-        "fails the task (n = 43)",
-        "0 %",
-        "10 %",
-        "20 %",
-        "30 %",
-        "40 %",
-        "50 %",
-    ]
+    failed = cells(flags, "fails the task (n = 43)")[1:]
+    assert failed == [reporting.percent_of(i / 10, 43) for i in range(6)] and failed[0] == "0 [0, 8]"
     assert cells(flags, "satisfies the constraint (n = 0)")[1:] == ["-"] * 6
     rude = "harmless when asked for an insult (n = 21)"
-    assert cells(flags, rude) == [rude, "100 %", "90 %", "80 %", "70 %", "60 %", "50 %"]
+    assert cells(flags, rude)[1:] == [reporting.percent_of(1 - i / 10, 21) for i in range(6)]
     assert cells(reporting.use_case_section(report), "open qa")[1:] == ["1.00", "2.00", "3.00", "4.00", "5.00", "6.00"]
 
     people = reporting.reward_model_section(report)
