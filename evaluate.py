@@ -8,15 +8,15 @@ temperature 1, and once greedily. Then:
 
   win rates      against one fixed SFT answer per prompt, by training labelers and by held-out labelers, each pair shown in
                  both orders, ties counted half; 95 % intervals over prompts (all votes on a prompt are one observation).
-                 At T = 1 a sharper model wins for nothing; so greedy answers meet SFT's greedy ones, too, and PPO-ptx
+                 At T = 1 a policy of lower entropy wins alone by fewer sampling errors; so greedy answers meet SFT's greedy ones, too, and PPO-ptx
                  meets SFT at the temperature at which that does best
   gold           helpful / truthful / harmless, Likert 1-7 and the flags of the paper's Table 3, by the judge, which knows
                  all the facts and was never seen by anything that trained
   alignment tax  corpus loss, and accuracy on the web's "public tasks", zero- and few-shot
   over-optimisation   reward-model score and gold score against √KL, along PPO's training and for best-of-n
 
-Only simulated labelers are asked; what people have judged on page.py (OUT/people) is reported beside them. A data folder without them gets what makes sense without them: reward-model accuracy
-on held-out rankings, scores, KL and samples.
+Only simulated labelers are asked; what people have judged on page.py (OUT/people) is reported beside them. A data folder
+without them gets what makes sense without them: reward-model accuracy on held-out rankings, scores, KL and samples.
 """
 
 import json
@@ -169,8 +169,8 @@ def gold_report(judge, records, texts):
 
 
 def accuracy_of_mean_taste(labelers, rankings):
-    """How well the labelers' mean taste, without anybody's mood, orders what they ranked: no reward model can do better
-    but by chance. rankings: records of comparisons.jsonl; those of this group are looked at. -> mean, error"""
+    """How well the labelers' mean taste, without anybody's mood, orders what they ranked: about as well as
+    a reward model can. rankings: records of comparisons.jsonl; those of this group are looked at. -> mean, error"""
     group, by_prompt = labelers[0].group, defaultdict(list)
     for record in rankings:
         if record.get("group") == group:
@@ -339,7 +339,7 @@ def main(cfg):
         result["score"] = mean_score(reward_model, tokenizer, prompts, answers[key])
         report["models"][key] = result
 
-    if judge:  # what nobody can do better: complete and true answers, and every labeler's own taste and mood
+    if judge:  # about as much as can be won: complete and true answers
         perfect = [(judge.good_answer(prompt), True) for prompt in prompts]
         report["perfect_answers"] = {
             "win_rate": compare(perfect, opponents, prompts),

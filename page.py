@@ -20,7 +20,7 @@ For an answer y to a prompt x, token by token (B answers, T tokens; `look_at`):
     log π, log π_ref     token_logprobs                    under the policy and under the reference, PPO's start
     R_t                  shaped_rewards                    -β (log π - log π_ref), plus the score at the last token
     V_t                  token_values                      of ppo.py's value model, or of the reward model it starts from
-    A_t                  gae                               not whitened: for that PPO takes the mean over a minibatch
+    A_t                  gae                               not whitened: for that PPO needs all episodes of an iteration
 
 The page is page.html, one file without a build step; the server is core/server.py. Nothing comes from the network.
 """

@@ -5,7 +5,7 @@
 
 Maximises  E_{x, y~π} [ r(x, y) - β log( π(y|x) / π_ref(y|x) ) ]  +  γ E_{x ~ pretraining} [ log π(x) ]             (Eq. 2)
 
-One iteration (App. C.4; a "bandit": one prompt, one response, one score, the episode ends):
+One iteration (§3.5, App. C.4; a "bandit": one prompt, one response, one score, the episode ends):
   1. rollout   sample a response to each of `batch_size` prompts at temperature 1                  y ~ π(·|x)
   2. score     reward model at the last response token; log-probs under π and π_ref; values        r, log π_ref, V
   3. reward    per token: -β (log π - log π_ref), plus the score at the last token                 R_t
@@ -80,7 +80,9 @@ class Config(Training):
     # optimisation
     minibatch_size: PositiveInt = 32  # episodes per policy update                          paper: 64
     epochs: PositiveInt = 1  # passes over the collected episodes                           paper: 1
-    learning_rate: PositiveFloat = 2.5e-4  # of the policy, constant after the warm-up  paper: 2.6e-6 to 2.6e-5 scanned
+    learning_rate: PositiveFloat = (
+        2.5e-4  # of the policy, constant after the warm-up  paper: 2.55e-6 to 2.55e-5 scanned
+    )
     warmup_iterations: int = 4  # from a tenth of the learning rate                        paper: 10
     value_learning_rate: PositiveFloat = 1e-3  # constant                                   paper: 9e-6
     value_only_iterations: int = 4  # at the start only the value model learns              paper: silent
@@ -155,11 +157,11 @@ def clipped_value_loss(new_values, values, returns, clip_value):
     return 0.5 * error
 
 
-def policy_learning_rate(updates, cfg):
-    """Constant after rising from a tenth (C.4). updates: iterations that the policy has learned in before this one."""
-    if updates >= cfg.warmup_iterations:
+def policy_learning_rate(iteration, cfg):
+    """Constant after rising from a tenth (C.4). iteration: counted from 0, from the first in which the policy learns."""
+    if iteration >= cfg.warmup_iterations:
         return cfg.learning_rate
-    return cfg.learning_rate * (0.1 + 0.9 * updates / cfg.warmup_iterations)
+    return cfg.learning_rate * (0.1 + 0.9 * iteration / cfg.warmup_iterations)
 
 
 @torch.no_grad()
@@ -321,8 +323,8 @@ def main(cfg):
         collected = time.time()
 
         # 5. update
-        updates = iteration - cfg.value_only_iterations
-        policy_learns, learning_rate = updates >= 0, policy_learning_rate(max(updates, 0), cfg)
+        policy_learns = iteration >= cfg.value_only_iterations
+        learning_rate = policy_learning_rate(max(iteration - cfg.value_only_iterations, 0), cfg)
         policy_metrics, value_metrics = [], []
         rng = generator(cfg.seed, "minibatches", iteration)
         for _ in range(cfg.epochs):

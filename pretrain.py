@@ -1,6 +1,6 @@
 """Step 0: train a GPT on the corpus by next-token prediction. What is it before anyone asks it anything?
 
-    python pretrain.py           # -> base.pt; about 3 minutes on 2 CPU cores
+    python pretrain.py           # -> base.pt; about 2 minutes on 2 CPU cores
 
 Minimises -log p(token | tokens before it), averaged over all tokens of random examples of the corpus. Every example begins
 where a document does, as every prompt will begin at position 0; most are short, every fourth step they fill the context,

@@ -13,7 +13,8 @@ passes and not C(K,2), and gives every answer one gradient per epoch. Taken apar
 answer is seen K-1 times per epoch: the paper's model then overfitted within one. The body of the model is that of PPO's
 initial policy. The paper's was a 6B GPT-3 that had been fine-tuned on public question answering (App. C.2). In the
 village that is what exams.jsonl is for: multiple-choice questions as rankings, learned first with the same loss, and
-some of them again (--replay) among the labelers' rankings, so that what is true is not forgotten over what is liked.
+some of them again (--replay) among the labelers' rankings, so that what is true is not forgotten over what is liked. (In
+the paper GPT-3 and SFT as starts gave similar results; here the start decides whether truth is learned.)
 
 A model without an opinion has loss ln 2 = 0.693 and accuracy 50 %; a fresh head is near that. At the end a bias is added
 so that the labelers' demonstrations score 0 on average; differences, and so all preferences, stay as they are.
@@ -192,7 +193,8 @@ def main(cfg):
     if state.already_finished():
         return
     first_step = state.resume()
-    print(f"{len(records):,} rankings from {path}, {len(train):,} of them to train on, {steps} steps")
+    replayed = f" (and {min(len(replay), cfg.replayed):,} of {cfg.replay})" if replay else ""
+    print(f"{len(records):,} rankings from {path}, {len(train):,} of them to train on{replayed}, {steps} steps")
     if first_step == 0:
         print_untrained(model, train)
 

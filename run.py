@@ -48,7 +48,7 @@ class Config:
     block_size: int = 0  # context in tokens; 0 = the script's default. Longer texts than the village's need more
     max_new_tokens: int = 0  # longest response; 0 = the scripts' default
     device: str = "auto"  # auto, cpu, cuda
-    threads: int = 0  # CPU threads; 0 = all cores
+    threads: int = 0  # CPU threads; 0 = all cores, at most 8
 
 
 @dataclass
@@ -75,10 +75,10 @@ def stages(cfg):
     choose = {"epochs": 0, "reward_model": f"{out}/reward.pt"}  # App. C.1: the epoch the reward model likes best
     # App. C.2: before it sees a labeler's ranking, the reward model learns from public question answering
     exams = Path(cfg.data or f"{out}/data") / "exams.jsonl"
-    school = {"name": "reward_init", "comparisons": str(exams), "batch_size": 16, "learning_rate": 8e-4}
-    after_school = {"reward_model": f"{out}/reward_init.pt", "replay": str(exams)}
+    exams_only = {"name": "reward_init", "comparisons": str(exams), "batch_size": 16, "learning_rate": 8e-4}
+    after_exams = {"reward_model": f"{out}/reward_init.pt", "replay": str(exams)}
     if cfg.data and not exams.exists():
-        after_school = {"init": f"{out}/ppo_init.pt"}
+        after_exams = {"init": f"{out}/ppo_init.pt"}
     # §3.1: steps 2 and 3 once more, on the answers of the newest policy
     round1 = {"out": f"{out}/round1"}
     first_ppo = round1 | {"init": f"{out}/ppo_init.pt", "name": "ppo"}
@@ -104,13 +104,13 @@ def stages(cfg):
         Stage(
             "collect_1", collect, init_answers, ["round1/comparisons.jsonl"], ["pretrain", "ppo_init"], 20, 0, quick_ask
         ),
-        Stage("reward_init", reward, school, ["reward_init.pt"], ["ppo_init"], 20, 50),
-        Stage("reward_1", reward, round1 | after_school, ["round1/reward.pt"], ["reward_init", "collect_1"], 50, 50),
+        Stage("reward_init", reward, exams_only, ["reward_init.pt"], ["ppo_init"], 20, 50),
+        Stage("reward_1", reward, round1 | after_exams, ["round1/reward.pt"], ["reward_init", "collect_1"], 50, 50),
         Stage("ppo_1", ppo, first_ppo, ["round1/ppo.pt"], ["ppo_init", "reward_1"], 30, 5, quick_ppo),
         Stage(
             "collect", collect, ppo_answers, ["comparisons.jsonl"], ["pretrain", "collect_1", "ppo_1"], 20, 0, quick_ask
         ),
-        Stage("reward", reward, after_school, ["reward.pt"], ["reward_init", "collect"], 95, 50),
+        Stage("reward", reward, after_exams, ["reward.pt"], ["reward_init", "collect"], 95, 50),
         Stage("choose_sft", sft, choose, ["sft_best.pt"], ["sft", "reward"], 2, 0, {"choose_prompts": 8}),
         Stage("ppo", ppo, {}, ["ppo.pt", "ppo.samples.jsonl"], ["ppo_init", "reward"], 30, 5, quick_ppo),
         Stage("ppo_ptx", ppo, ptx, ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 60, 5, quick_ppo),

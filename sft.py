@@ -5,9 +5,9 @@
                                                                                  # -> ppo_init.pt
     python sft.py --epochs 0 --reward_model out/run/reward.pt                    # -> sft_best.pt
 
-Two models come of it, as in the paper: the SFT baseline, trained longer, and the model that PPO starts from, trained
-for two epochs, with some pretraining loss so that it forgets less. (The paper gives no dropout for the second, and chooses
-it by its losses on demonstrations and on pretraining text, which are both lower without dropout and at a higher rate.)
+Two models come of it, as in the paper: the SFT baseline (paper: 16 epochs; here 2), and the model that PPO starts from (2
+epochs, with some pretraining loss so that it forgets less). The paper gives no dropout for the second, and chooses it by
+its losses on demonstrations and on pretraining text; here both are lower without dropout and at a higher rate.
 
 Minimises -log p(completion, end-of-text | prompt), averaged over the response tokens of a batch. The prompt carries no
 loss (the paper is silent; ours). The loss starts near the pretrained model's on such text, not at ln(vocabulary).

@@ -34,10 +34,10 @@ class Config(Device):
     out: str = "out/run"  # run folder
     best_of: PositiveInt = 16  # largest n, a power of two
     prompts: PositiveInt = 430  # test prompts
-    unseen_prompts: int = 0  # in phrasings that no training prompt has; none here
     labelers: PositiveInt = 3  # held-out labelers per prompt
     max_new_tokens: PositiveInt = 40  # longest response
     seed: Seed = 0  # of sampling and of the choice of labelers
+    unseen_prompts = 0  # all in phrasings that training prompts have
 
 
 def best_by_taste(labelers, prompts, answers, n):

@@ -80,7 +80,7 @@ METHODS = {
     "llama2_linear": Method(
         "two reward models, linear", llama2, {"linear": 0.5, "name": "llama2_linear"}, ["rankings"]
     ),
-    "rlaif": Method("RLAIF", rlaif, {}, ["reader", "school"]),
+    "rlaif": Method("RLAIF", rlaif, {}, ["reader", "reward_init"]),
     "rlaif_direct": Method("RLAIF, direct", rlaif, {"direct": True}, ["reader"]),
     "helpful": Method("helpful only", constitutional, {}, []),
     "cai_sl": Method("SL-CAI", constitutional, {}, ["reader"]),
@@ -158,7 +158,7 @@ def costs_of_run(out, tokenizer):
     both_rounds = ("collect_1", "reward_init", "reward_1", "ppo_1", "collect")
     costs = {"sft": nothing, "ppo_init": nothing}
     costs["rankings"] = ranked | {"seconds": sum(seconds[stage] for stage in both_rounds)}
-    costs["school"] = nothing | {"seconds": seconds["reward_init"]}  # before a reward model sees rankings
+    costs["reward_init"] = nothing | {"seconds": seconds["reward_init"]}  # before a reward model sees rankings
     to_a_reward_model = costs["rankings"]["seconds"] + seconds["reward"]
     costs["reward"] = costs["best_of_n"] = ranked | {"seconds": to_a_reward_model}
     for name in ("ppo", "ppo_ptx"):
@@ -172,7 +172,7 @@ def cost_of(name, checkpoint, costs, seconds):
     if name not in METHODS:
         return costs[name]
     cost = dict(checkpoint["cost"])  # labels and tokens of rankings are in it
-    built = {part: costs[part]["seconds"] for part in ("rankings", "school", "reward")}
+    built = {part: costs[part]["seconds"] for part in ("rankings", "reward_init", "reward")}
     built["reader"] = seconds.get("pages", 0.0) + seconds.get("reader", 0.0)
     cost["seconds"] += sum(built[part] for part in METHODS[name].builds_on)
     return cost

@@ -92,7 +92,7 @@ class Device:
     """Where a script runs, and how precisely."""
 
     device: str = "auto"  # auto, cpu, cuda
-    threads: int = 0  # CPU threads; 0 = all cores
+    threads: int = 0  # CPU threads; 0 = all cores, at most 8
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto = bfloat16 on CUDA
 
 

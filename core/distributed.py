@@ -1,6 +1,6 @@
 """Several processes, one per GPU: who does which rows, and how their results add up.
 
-    torchrun --nproc_per_node=8 ppo.py --data out/oasst --init gpt2-xl ...
+    torchrun --nproc_per_node=8 ppo.py --data out/oasst --out out/oasst-gpt2 ...
 
 Every process reads the same data and draws the same random numbers; each works on its share of every minibatch;
 PyTorch's FSDP2 keeps the weights in shards and sums the gradients. A loss is divided by the tokens of the WHOLE

@@ -1,7 +1,7 @@
 """The same text as model.generate, faster: keys and values are kept, rows that have ended are dropped, GPUs replay graphs.
 
-`generate` here and in model.py take the same arguments and return the same tokens (tests/core/test_sampling.py pins one
-to the other); read that one first.
+`generate` here and in model.py return the same tokens for the same `uniforms` (tests/core/test_sampling.py pins one to the
+other); read that one first. This one draws them with a `generator` if need be, and switches dropout off.
 """
 
 import weakref

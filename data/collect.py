@@ -2,9 +2,9 @@
 
     python data/collect.py                                                    # the village's labelers rank
     python data/collect.py --labeler terminal --prompts 40 --valid_prompts 10   # you rank
-    python data/collect.py --supervised out/round1/ppo.pt --earlier out/round1/comparisons.jsonl   # once more, on PPO's answers
+    python data/collect.py --supervised out/run/round1/ppo.pt --earlier out/run/round1/comparisons.jsonl   # the second round
 
-Writes OUT/comparisons.jsonl, which reward.py trains on. Whoever implements
+Writes OUT/comparisons.jsonl, which reward.py trains on (unless the data folder has its own). Whoever implements
 
     rank(prompt, completions) -> ranks        1 = best, equal numbers = tie
 
@@ -57,7 +57,7 @@ class Config(Device):
     supervised: str = ""  # model that writes the answers; default: OUT/ppo_init.pt
     base: str = ""  # pretrained model, few-shot prompted for one answer of every third prompt; default: OUT/base.pt
     earlier: str = ""  # rankings of an earlier round, which are kept beside the new ones
-    prompts: PositiveInt = 8000  # rankings to collect on training prompts          paper: 33207 in all
+    prompts: PositiveInt = 8000  # rankings to collect on training prompts, which may repeat     paper: on 33207 prompts
     valid_prompts: PositiveInt = 200  # validation prompts, each ranked by two labelers of every group
     k_min: PositiveInt = 4  # fewest answers per prompt                                        paper: 4
     k_max: PositiveInt = 9  # most answers per prompt                                          paper: 9

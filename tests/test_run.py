@@ -120,7 +120,7 @@ def test_own_rankings_in_the_run_folder_are_used_and_kept(killed, capsys, monkey
     path.write_text(simulated), stages.write_text(before)
 
 
-def test_data_without_exams_need_no_school(killed, tmp_path):
+def test_data_without_exams_need_no_reward_init(killed, tmp_path):
     out, _ = killed
     with_exams = run.stages(Config(out=str(tmp_path), data=str(out / "data")))
     for file in (out / "data").iterdir():

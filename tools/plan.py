@@ -215,7 +215,7 @@ def fits(plan, cfg):
 
 
 def critic_of(cfg, policy):
-    """The size of reward and value model: the paper's are of 6B for all policies, which is no more than 6.7B here."""
+    """The size of reward and value model: the paper's are of 6B for all policies, here gpt3-6.7b at most."""
     return cfg.critic or (policy if parameters(SIZES[policy]) < parameters(SIZES["gpt3-6.7b"]) else "gpt3-6.7b")
 
 

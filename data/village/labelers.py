@@ -8,7 +8,7 @@ asks; they never wrote a demonstration or a comparison that anything was trained
 answers are compared (feedback.py), and think twice.
 
 Labelers are not the judge: they read what a text says with grammar.py, as anybody would, but believe some of the
-misconceptions, overlook things, and have moods.
+misconceptions, overlook things, and have moods (label noise).
 """
 
 from random import Random
