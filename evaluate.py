@@ -393,9 +393,10 @@ def main(cfg):
     judgements = out / "people" / "judgements.jsonl"
     if judgements.exists():
         report["people"] = people_win_rates(read_judgements(judgements), names)
-    report["samples"] = [
-        {"prompt": prompts[i], **{key: texts[i][0] for key, texts in answers.items()}} for i in prompts_to_show(test)
-    ]
+    last = next((key for key in ("ppo_ptx", "ppo") if key in answers), "sft")
+    differ = [answers["sft"][i][0] != answers[last][i][0] for i in range(len(test))]
+    shown = prompts_to_show(test, differ)
+    report["samples"] = [{"prompt": prompts[i], **{key: texts[i][0] for key, texts in answers.items()}} for i in shown]
     report["seconds"] = seconds_of_stages(out) | {"evaluate": time.time() - start}
     write_report(report, out)
 
@@ -410,10 +411,13 @@ def test_records(cfg, tokenizer, room):
     return known, rng.sample(unseen, min(cfg.unseen_prompts, len(unseen)))
 
 
-def prompts_to_show(records, count=6):
-    """Which prompts the report shows: of each of the commonest use cases the first by hash, so that nobody chooses. -> indices"""
+def prompts_to_show(records, differ, count=6):
+    """Which prompts the report shows: of each of the commonest use cases the first by hash, so that nobody chooses, of
+    those on which SFT and PPO-ptx say different things (differ: list of bool), if there is one. -> indices"""
     use_cases = [use_case for use_case, _ in Counter(record.get("use_case") for record in records).most_common()]
-    by_hash = sorted(range(len(records)), key=lambda i: sha256(records[i]["prompt"].encode()).hexdigest())
+    by_hash = sorted(
+        range(len(records)), key=lambda i: (not differ[i], sha256(records[i]["prompt"].encode()).hexdigest())
+    )
     first = {}
     for i in by_hash:
         first.setdefault(records[i].get("use_case"), i)

@@ -299,7 +299,9 @@ def sample_section(report):
     """Some prompts, and what every model answered."""
     if not report.get("samples"):
         return ""
-    parts = ["## The same prompts, answered by every model"]
+    parts = [
+        "## The same prompts, answered by every model (of each use case the first by hash on which SFT and PPO-ptx differ)"
+    ]
     for sample in report["samples"]:
         lines = sample["prompt"].strip().splitlines()
         parts.append("\n".join(f"    {line}" for line in lines))  # four spaces: markdown shows it as it is

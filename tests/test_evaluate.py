@@ -145,12 +145,18 @@ def test_prompts_in_unseen_phrasings_are_apart(tmp_path, tokenizer):
 
 def test_shown_prompts_are_the_first_by_hash_of_each_of_the_commonest_use_cases():
     records = [{"prompt": f"{i}?", "use_case": "abbcccddddeeeeeffffffggggggg"[i]} for i in range(28)]
-    shown = evaluate.prompts_to_show(records)
+    shown = evaluate.prompts_to_show(records, [True] * 28)
     assert [records[i]["use_case"] for i in shown] == list("gfedcb")
     for i in shown:
         of_its_kind = [r["prompt"] for r in records if r["use_case"] == records[i]["use_case"]]
         assert records[i]["prompt"] == min(of_its_kind, key=lambda text: hashlib.sha256(text.encode()).digest())
-    assert evaluate.prompts_to_show([{"prompt": "x"}, {"prompt": "y"}]) in ([0], [1]), "data without use cases"
+    differ = [i in (2, 5, 21) for i in range(28)]  # a b, a c, a g
+    some = evaluate.prompts_to_show(records, differ)
+    assert [records[i]["use_case"] for i in some] == list("gfedcb") and [some[i] for i in (0, 4, 5)] == [21, 5, 2]
+    same = [a == b for a, b in zip(shown, some)]
+    assert same[1:4] == [True] * 3, "where all are alike, the first by hash"
+    untold = [{"prompt": "x"}, {"prompt": "y"}]
+    assert evaluate.prompts_to_show(untold, [False, True]) == [1], "data without use cases"
 
 
 # ---------------------------------------------------------------------------------------------------- rivals
