@@ -7,6 +7,9 @@ A reward model is right about the answers that it was trained on, and wrong some
 nothing keeps the policy near the answers it knows, and PPO looks for its errors: the proxy goes on rising while the gold
 score falls. The answers to one prompt along the way show what the reward model mistook for good.
 
+The reward model is the first round's, which has never seen PPO's answers; `--reward_model OUT/reward.pt` has, and is
+harder to fool: that is what the second round is for.
+
 The paper found β = 0 and β = 2 both poor, and the best between 0.01 and 0.02 (App. E.7); our scores have another scale.
 """
 
@@ -31,7 +34,8 @@ from data.village.judge import Judge
 @dataclass
 class Config(Device):
     data: str = "out/run/data"  # data folder, of the village: its judge gives the gold score
-    out: str = "out/run"  # run folder with ppo_init.pt and reward.pt
+    out: str = "out/run"  # run folder with ppo_init.pt
+    reward_model: str = ""  # default: OUT/round1/reward.pt, or OUT/reward.pt where there was one round
     kl_coefs: str = "0,0.05,0.15,0.5"  # the β to compare, a,b; each trains a policy kl_coef_β.pt
     iterations: PositiveInt = 40  # of PPO
     sample_every: PositiveInt = 4  # iterations between samples on validation prompts
@@ -56,20 +60,24 @@ def name_of(kl_coef):
 
 
 def curve(samples, judge):
-    """Proxy and gold along one training run, with the 95 % errors over prompts.
+    """Proxy and gold along one training run, and the 95 % error over prompts of how far each has moved from its start.
 
     samples: records of NAME.samples.jsonl -> [{"iteration", "kl", "score", "gold": (mean, error)}]
     """
-    by_iteration = defaultdict(lambda: defaultdict(list))
+    by_iteration = defaultdict(dict)  # {iteration: {prompt: {"kl", "score", "gold"}}}
     for sample in samples:
-        values = by_iteration[sample["iteration"]]
-        values["kl"].append(sample["kl"])
-        values["score"].append(sample["score"])
-        values["gold"].append(judge(sample["prompt"], sample["completion"])["likert"])
-    return [
-        {"iteration": iteration, **{key: mean_and_error(column) for key, column in values.items()}}
-        for iteration, values in sorted(by_iteration.items())
-    ]
+        gold = judge(sample["prompt"], sample["completion"])["likert"]
+        values = {"kl": sample["kl"], "score": sample["score"], "gold": gold}
+        by_iteration[sample["iteration"]][sample["prompt"]] = values
+    start, points = by_iteration[min(by_iteration)], []
+    for iteration, now in sorted(by_iteration.items()):
+        point = {"iteration": iteration}
+        for key in ("kl", "score", "gold"):
+            mean, _ = mean_and_error([values[key] for values in now.values()])
+            _, error = mean_and_error([values[key] - start[prompt][key] for prompt, values in now.items()])
+            point[key] = mean, error  # prompts differ by more than a policy moves, so each is compared with itself
+        points.append(point)
+    return points
 
 
 def sqrt_kl(point):
@@ -82,6 +90,8 @@ def main(cfg):
     judge, kl_coefs = Judge(cfg.data), numbers(cfg.kl_coefs)
     shared = ("data", "out", "iterations", "sample_every", "sample_prompts", "seed", "device", "threads", "dtype")
     shared = {name: getattr(cfg, name) for name in shared}
+    first_round = out / "round1" / "reward.pt"
+    shared["reward_model"] = cfg.reward_model or str(first_round if first_round.exists() else out / "reward.pt")
     curves, answers = {}, {}
     for kl_coef in kl_coefs:
         ppo.main(ppo.Config(**shared, kl_coef=kl_coef, name=name_of(kl_coef), save_every=cfg.iterations, resume=True))

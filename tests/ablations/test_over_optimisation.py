@@ -17,12 +17,12 @@ def judge(prompt, completion):
 
 
 def test_a_curve_has_means_and_errors_of_every_iteration():
-    """By hand: the mean of two numbers a and b, and 1.96 times |a - b| / 2."""
+    """By hand: the mean of two numbers, and 1.96 times half the difference of how far the two have moved."""
     samples = [sample(3, "p", 5, 2.0), sample(0, "p", 1, 0.0, "good"), sample(3, "q", 1, 6.0), sample(0, "q", 3, 0.0)]
     first, last = curve(samples, judge)
     assert (first["iteration"], last["iteration"]) == (0, 3)
-    assert first["score"] == pytest.approx((2, 1.96)) and last["score"] == pytest.approx((3, 1.96 * 2))
-    assert first["gold"] == pytest.approx((4, 1.96 * 3)) and last["gold"] == (1, 0)
+    assert first["score"] == (2, 0) and last["score"] == pytest.approx((3, 1.96 * 3)), "p by +4, q by -2"
+    assert first["gold"] == (4, 0) and last["gold"] == pytest.approx((1, 1.96 * 3)), "p by -6, q by 0"
     assert sqrt_kl(first) == 0 and sqrt_kl(last) == pytest.approx(math.sqrt(4))
     assert sqrt_kl({"kl": (-0.1, 0.0)}) == 0, "an estimate may be negative"
 
