@@ -23,7 +23,7 @@ STAGES += ["choose_sft", "ppo", "ppo_ptx", "evaluate"]
 
 
 def start_run(out):
-    command = [sys.executable, "run.py", "--quick", "--threads", "2", "--out", str(out)]
+    command = [sys.executable, "run.py", "--quick", "--threads", "1", "--out", str(out)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -83,7 +83,7 @@ def test_a_quick_run_prints_little(killed):
 def test_a_second_run_skips_everything(killed, capsys):
     out, _ = killed
     before = (out / "report.json").read_bytes()
-    main(Config(quick=True, threads=2, out=str(out)))
+    main(Config(quick=True, threads=1, out=str(out)))
     assert capsys.readouterr().out.count("already there") == len(STAGES)
     assert (out / "report.json").read_bytes() == before
 
@@ -92,12 +92,12 @@ def test_killed_and_continued_is_uninterrupted_and_a_changed_setting_redoes_what
     """Another γ, and back to the first: PPO-ptx in one go gives what it gave when it was killed on the way."""
     out, _ = killed
     first = read_report(out)
-    main(Config(quick=True, threads=2, out=str(out), ptx_coef=0.7))
+    main(Config(quick=True, threads=1, out=str(out), ptx_coef=0.7))
     assert capsys.readouterr().out.count("already there") == len(STAGES) - 2
     second = read_report(out)
     assert first["models"]["ppo"] == second["models"]["ppo"]
     assert first["models"]["ppo_ptx"] != second["models"]["ppo_ptx"]
-    main(Config(quick=True, threads=2, out=str(out)))
+    main(Config(quick=True, threads=1, out=str(out)))
     assert without_times(read_report(out)) == without_times(first)
 
 
@@ -113,7 +113,7 @@ def test_own_rankings_in_the_run_folder_are_used_and_kept(killed, capsys, monkey
         monkeypatch.setattr(module, "main", lambda cfg, name=module.__name__: done.append(name))
     with pytest.raises(FileNotFoundError):  # the stand-in for reward.py writes nothing
         (out / "reward.pt").rename(out / "reward.kept")
-        main(Config(quick=True, threads=2, out=str(out)))
+        main(Config(quick=True, threads=1, out=str(out)))
     (out / "reward.kept").rename(out / "reward.pt")
     assert "was not made here" in capsys.readouterr().out
     assert path.read_text() == own and done == ["reward"], "and no first round, which would be about other answers"
@@ -171,7 +171,7 @@ def test_over_optimisation_under_two_coefficients(killed, capsys):
     from ablations import over_optimisation
 
     out, _ = killed
-    cfg = over_optimisation.Config(data=str(out / "data"), out=str(out), kl_coefs="0,5", iterations=6, threads=2)
+    cfg = over_optimisation.Config(data=str(out / "data"), out=str(out), kl_coefs="0,5", iterations=6, threads=1)
     over_optimisation.main(replace(cfg, sample_every=1, sample_prompts=6))
     found, printed = json.loads((out / "kl_coef.json").read_text()), capsys.readouterr().out
     assert set(found["curves"]) == {"0.0", "5.0"} and (out / "kl_coef.md").read_text() in printed
@@ -187,7 +187,7 @@ def test_best_of_n_by_reward_model_and_by_taste(killed, capsys):
     from ablations import best_of_n
 
     out, _ = killed
-    cfg = best_of_n.Config(data=str(out / "data"), out=str(out), best_of=4, prompts=8, labelers=2, threads=2)
+    cfg = best_of_n.Config(data=str(out / "data"), out=str(out), best_of=4, prompts=8, labelers=2, threads=1)
     best_of_n.main(replace(cfg, max_new_tokens=16))
     found, printed = json.loads((out / "best_of_n.json").read_text()), capsys.readouterr().out
     assert (out / "best_of_n.md").read_text() in printed
@@ -202,7 +202,7 @@ def test_the_alternatives_on_one_table(killed, capsys):
 
     out, wanted = killed[0], ["llama2", "rlaif", "rlaif_direct", "helpful", "cai_sl", "cai"]
     cfg = compare.Config(runs=str(out), methods=",".join(wanted), quick=True, prompts=8, labelers=1, best_of=2)
-    compare.main(replace(cfg, max_new_tokens=16, threads=2))
+    compare.main(replace(cfg, max_new_tokens=16, threads=1))
     rows, printed = json.loads((out / "alternatives.json").read_text()), capsys.readouterr().out
     assert set(rows) == {*compare.FROM_RUN, *wanted}
     for row in rows.values():
