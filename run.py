@@ -17,6 +17,7 @@ import os
 import time
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -142,20 +143,26 @@ def config_of(stage, cfg, resume):
 # ---------------------------------------------------------------------------------------------------- what is there already
 
 
+@cache
+def imports_of(path):
+    """The files of the project that this file imports itself, in order."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    paths = [ROOT / f"{name.replace('.', '/')}{end}" for name in names for end in (".py", "/__init__.py")]
+    return [file for file in paths if file.exists()]
+
+
 def source_files(path, found=None):
     """This file and all files of the project that it imports, directly or not."""
     found = set() if found is None else found
     found.add(path)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            for file in (ROOT / f"{name.replace('.', '/')}.py", ROOT / name.replace(".", "/") / "__init__.py"):
-                if file.exists() and file not in found:
-                    source_files(file, found)
+    for file in imports_of(path):
+        if file not in found:
+            source_files(file, found)
     return found
 
 
