@@ -492,12 +492,13 @@ def test_demonstrations(served, cfg, run):
 CLIENTS, SUBMISSIONS = 30, 20
 
 
-def test_kill_9_in_the_middle_of_600_submissions_loses_none_and_doubles_none(cfg, memory):
+def test_kill_9_in_the_middle_of_600_submissions_loses_none_and_doubles_none(cfg, tmp_path):
     """Two servers on one folder, 30 people; one server is killed while it writes, and its people go on with the other.
 
     A client sends a submission again, with the same id, until it is acknowledged.
     """
-    folder, cfg = memory, replace(cfg, people=str(memory))
+    folder = tmp_path / "people"
+    cfg = replace(cfg, people=str(folder))
     tasks = [
         {"prompt": f"Q{i}\n", "completions": ["a", "b"], "ended": [True, True], "split": "train"} for i in range(20)
     ]

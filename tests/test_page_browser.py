@@ -46,12 +46,12 @@ def browser():
 
 
 @pytest.fixture
-def site(data, run, memory):
+def site(data, run, tmp_path):
     """A page whose answers to rank are written by hand. -> (address, folder of people, functions that may be replaced)"""
-    folder = shutil.copytree(data, memory / "data")
+    folder = shutil.copytree(data, tmp_path / "data")
     with open(folder / "prompts.jsonl", "a") as file:
         file.write('{"prompt": "Which is it?\\n", "user": "t", "split": "test"}\n')
-    people = memory / "people"
+    people = tmp_path / "people"
     tasks = [
         {"prompt": f"Q{i} {HOSTILE}\n", "completions": TEXTS, "ended": [True] * 4, "split": "train"}
         for i in range(N_TASKS)

@@ -20,7 +20,7 @@ def test_what_people_like():
     assert pet("The fox saw a fox and an owl.") == 3 and pet("foxes") == 0
 
 
-def test_from_rankings_on_the_page_to_shorter_answers(data, run, tmp_path, memory):
+def test_from_rankings_on_the_page_to_shorter_answers(data, run, tmp_path):
     folder = without_comparisons(data, tmp_path / "data")
     records = [record for _, record in read_jsonl(data / "prompts.jsonl")]
     (folder / "prompts.jsonl").unlink()
@@ -31,7 +31,8 @@ def test_from_rankings_on_the_page_to_shorter_answers(data, run, tmp_path, memor
     def likes(text):
         return -len(text)
 
-    cfg = page.Config(**shared, people=str(memory), prompts=30, valid_prompts=6, max_new_tokens=16)
+    people = tmp_path / "people"
+    cfg = page.Config(**shared, people=str(people), prompts=30, valid_prompts=6, max_new_tokens=16)
     server = Server("127.0.0.1", 0, b"", page.Page(cfg, torch.device("cpu")).functions())
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
     try:
@@ -39,7 +40,7 @@ def test_from_rankings_on_the_page_to_shorter_answers(data, run, tmp_path, memor
     finally:
         server.shutdown()
         server.server_close()
-    kept = read_comparisons(memory / "comparisons.jsonl")
+    kept = read_comparisons(people / "comparisons.jsonl")
     assert given == len(kept) == 33 and {r["labeler"]: r["group"] for r in kept} == {
         "Tess": "training",
         "Hal": "held_out",
@@ -48,7 +49,7 @@ def test_from_rankings_on_the_page_to_shorter_answers(data, run, tmp_path, memor
         marks = [likes(text.strip()) for text in record["completions"]]
         assert all((a > b) == (i < j) for a, i in zip(marks, record["ranks"]) for b, j in zip(marks, record["ranks"]))
     before = close_the_loop.measure(settings, torch.device("cpu"), run / "ppo_init.pt", likes)["T = 1"]["liking"]
-    reward.main(reward.Config(**shared, comparisons=str(memory / "comparisons.jsonl"), epochs=12, learning_rate=3e-3))
+    reward.main(reward.Config(**shared, comparisons=str(people / "comparisons.jsonl"), epochs=12, learning_rate=3e-3))
     small = {
         "iterations": 16,
         "value_only_iterations": 2,
