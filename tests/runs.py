@@ -2,6 +2,7 @@
 
 import json
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,25 @@ def assert_gradients(got, loss, model):
     want = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
     for (name, _), one, other in zip(model.named_parameters(), got, want, strict=True):
         torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def command(script, flags, monkeypatch, capsys):
+    """Run a script from its command line, but in this process: to start Python and torch anew takes two seconds.
+
+    It has to find the project's root by itself, as it must from any folder. -> (exit code, stdout, stderr)
+    """
+    path, code = ROOT / script, 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [str(path), *map(str, flags)])
+        tests = (ROOT, ROOT / "tests")
+        patch.setattr(sys, "path", [str(path.parent), *(p for p in sys.path if Path(p).resolve() not in tests)])
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        assert str(ROOT) in sys.path, "it runs only where Python happens to find the project"
+    return code, *capsys.readouterr()
 
 
 # ---------------------------------------------------------------------------------------------------- killed, resumed

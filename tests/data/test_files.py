@@ -4,13 +4,12 @@ import gzip
 import json
 import random
 import re
-import subprocess
-import sys
 from collections import defaultdict
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from runs import command
 
 from core.config import BadInput, comments_of
 from data import files, hh, oasst, summarize
@@ -491,26 +490,22 @@ def test_a_folder_that_was_not_finished_says_so(cfg, monkeypatch):
     assert not list(Path(cfg.out).glob(".*"))
 
 
-def command(script, *options):
-    return subprocess.run([sys.executable, ROOT / "data" / script, *options], capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("script, option", [("oasst.py", "--trees")])
-def test_the_command_line_reports_in_one_line(cfg, tmp_path, script, option):
+def test_the_command_line_reports_in_one_line(cfg, tmp_path, script, option, monkeypatch, capsys):
     (tmp_path / "bad.jsonl").write_bytes(b"{\n")
     before = snapshot(tmp_path)
-    result = command(script, "--out", cfg.out, "--corpus", cfg.corpus, option, str(tmp_path / "bad.jsonl"))
-    assert result.returncode == 2 and snapshot(tmp_path) == before
-    assert len(result.stderr.splitlines()) == 1 and f"{tmp_path / 'bad.jsonl'}:1: not JSON" in result.stderr
+    flags = ["--out", cfg.out, "--corpus", cfg.corpus, option, tmp_path / "bad.jsonl"]
+    code, _, errors = command(f"data/{script}", flags, monkeypatch, capsys)
+    assert code == 2 and snapshot(tmp_path) == before
+    assert len(errors.splitlines()) == 1 and f"{tmp_path / 'bad.jsonl'}:1: not JSON" in errors
 
 
-def test_the_command_line_works(cfg, tmp_path):
+def test_the_command_line_works(cfg, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "new")
-    result = command(
-        "files.py", "--out", out, "--corpus", cfg.corpus, "--demonstrations", cfg.demonstrations, "--vocab_size", "300"
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1].endswith(f"next: python pretrain.py --data {out}")
+    flags = ["--out", out, "--corpus", cfg.corpus, "--demonstrations", cfg.demonstrations, "--vocab_size", "300"]
+    code, printed, errors = command("data/files.py", flags, monkeypatch, capsys)
+    assert code == 0, errors
+    assert printed.splitlines()[-1].endswith(f"next: python pretrain.py --data {out}")
 
 
 # ---------------------------------------------------------------------------------------------------- OpenAssistant

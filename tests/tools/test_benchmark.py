@@ -1,11 +1,10 @@
 """What tools/benchmark.py holds speeds against: counted operations and bytes, and the script from end to end."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
-from runs import ROOT
+from runs import command
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -91,12 +90,9 @@ def test_a_comparison_with_what_is_not_installed_says_so(versus, name, capsys, m
     assert name in printed and "not installed" in printed
 
 
-def test_from_any_folder_it_finds_the_model_and_refuses_in_one_line(tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--ptx_per_episode", "-1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert (
-        done.returncode == 2 and done.stderr == "benchmark.py: --ptx_per_episode -1: must be a whole number from 0 on\n"
-    )
+def test_from_any_folder_it_finds_the_model_and_refuses_in_one_line(monkeypatch, capsys):
+    code, _, errors = command("tools/benchmark.py", ["--ptx_per_episode", "-1"], monkeypatch, capsys)
+    assert code == 2 and errors == "benchmark.py: --ptx_per_episode -1: must be a whole number from 0 on\n"
 
 
 BAD = [

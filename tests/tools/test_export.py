@@ -1,11 +1,10 @@
 """tools/export.py: the command writes a folder that loads again as the same model."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from runs import command
 
 from core.checkpoint import load_checkpoint
 from core.config import BadInput
@@ -35,8 +34,6 @@ def test_what_is_no_policy_is_refused(run):
     assert not (run / "export").exists()
 
 
-def test_the_command_line_reports_in_one_line(tmp_path):
-    command = [sys.executable, ROOT / "tools" / "export.py", "--checkpoint", str(tmp_path / "none.pt")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert "none.pt: no such checkpoint" in result.stderr
+def test_the_command_line_reports_in_one_line(tmp_path, monkeypatch, capsys):
+    code, _, errors = command("tools/export.py", ["--checkpoint", tmp_path / "none.pt"], monkeypatch, capsys)
+    assert code == 2 and len(errors.splitlines()) == 1 and "none.pt: no such checkpoint" in errors

@@ -3,12 +3,12 @@
 import csv
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from runs import command
 
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.config import BadInput
@@ -364,13 +364,12 @@ def test_wrong_samples_say_where(tmp_path, name):
         score_samples(write_csv(tmp_path / file, header, rows))
 
 
-def test_the_command_line_reports_in_one_line(tmp_path):
+def test_the_command_line_reports_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "rte.jsonl").write_text('{"premise": "a"}\n')
     words = ["--model", "gpt.pt", "--rte", "rte.jsonl"]
-    command = [sys.executable, str(ROOT / "tools" / "public_benchmarks.py"), *words]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert 'rte.jsonl:1: key "hypothesis" is missing' in result.stderr
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = command("tools/public_benchmarks.py", words, monkeypatch, capsys)
+    assert code == 2 and len(errors.splitlines()) == 1 and 'rte.jsonl:1: key "hypothesis" is missing' in errors
     for settings, message in (
         ({}, "--model: give what to ask"),
         ({"model": "gpt.pt"}, "give at least one benchmark's file"),

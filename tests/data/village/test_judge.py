@@ -1,8 +1,6 @@
 """The judge sees what is wrong, makes no errors on what is right, and is unknown to whatever trains."""
 
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from data.village.grammar import PROMPT_END, VELL, templates
 from data.village.judge import Judge
 from data.village.labelers import load_labelers
 from data.village.world import WORDS
+from run import source_files
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -175,9 +174,11 @@ def test_tricky_questions_are_those_people_get_wrong(world, judge):
 
 
 def test_nothing_that_trains_imports_the_judge():
-    modules = "pretrain, sft, reward, ppo, data.village.make, data.village.labelers, data.village.feedback"
-    code = f"import sys, {modules}; sys.exit('data.village.judge' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+    village = ROOT / "data" / "village"
+    trains = [ROOT / f"{name}.py" for name in ("pretrain", "sft", "reward", "ppo")]
+    for path in (*trains, village / "make.py", village / "labelers.py", village / "feedback.py"):
+        assert village / "judge.py" not in source_files(path), path
+    assert village / "judge.py" in source_files(ROOT / "evaluate.py"), "so it would be found"
     scripts = [ROOT / f"{name}.py" for name in ("pretrain", "sft", "reward", "ppo", "model")]
     scripts += [path for path in (ROOT / "data").rglob("*.py") if path.name != "judge.py"]
     scripts += [path for path in (ROOT / "alternatives").glob("*.py") if path.stem != "compare"]

@@ -2,13 +2,12 @@
 
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import command
 
 from core.config import BadInput
 from data.folder import load_tokenizer, read_demonstrations, read_prompts
@@ -126,8 +125,7 @@ def test_too_little_is_refused_before_anything_is_written(flag, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_bad_flags_leave_nothing_behind(tmp_path):
+def test_bad_flags_leave_nothing_behind(tmp_path, monkeypatch, capsys):
     out = tmp_path / "x"
-    command = [sys.executable, "data/village/make.py", "--out", str(out), "--users", "0"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and not out.exists()
+    code, _, errors = command("data/village/make.py", ["--out", out, "--users", "0"], monkeypatch, capsys)
+    assert code == 2 and len(errors.strip().splitlines()) == 1 and not out.exists()
