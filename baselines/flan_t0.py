@@ -219,10 +219,10 @@ T0 = {
     ],
     "owner": [
         ("{text} Who has it?", "{owner}"),
-        ("{text} Is the {thing} with {first} or with {owner}?", "{owner}"),
+        ("{text} Whose {thing} is it now?", "{owner}"),
         ("Tell me who has the {thing}. {text}", "{owner}"),
         ("Here is what was said: {text} Where is the {thing}? With", "{owner}"),
-        ("Who had the {thing} before {owner}? {text}", "{first}"),
+        ("Who had the {thing} at first? {text}", "{first}"),
         ("{text}\nWho has no {thing} any more?", "{first}"),
     ],
     "topic": [
@@ -251,16 +251,13 @@ def texts_of(task, fields):
     return fields[key.get(task, "text")]
 
 
-def examples(mixture, world, count, held_out, rng, most_tries=400_000):
-    """`count` different instructions with answers, tasks and their templates as often as each other, where a task has
-    so many. The short lists that some tasks have run out (there are few programs): the others then come more often.
+def examples(mixture, world, count, held_out, rng):
+    """`count` different instructions with answers, of every task as many, until one has no more (there are few programs).
 
     held_out: texts of test items. -> [{"prompt", "completion", "task"}]
     """
     found, tasks, failed = {}, list(mixture), defaultdict(int)
-    for _ in range(most_tries):
-        if len(found) == count or not tasks:
-            break
+    while len(found) < count and tasks:
         task = rng.choice(tasks)
         fields = draw(task, world, rng)
         new = False
@@ -269,7 +266,7 @@ def examples(mixture, world, count, held_out, rng, most_tries=400_000):
             new = prompt not in found
             found.setdefault(prompt, {"prompt": prompt, "completion": completion, "task": task})
         failed[task] = 0 if new else failed[task] + 1
-        if failed[task] == 60 and len(tasks) > 1:  # (nearly) all that there is has been found
+        if failed[task] == 200:  # (nearly) all that there is has been found
             tasks.remove(task)
     require(
         len(found) == count, f"--examples {count}: the village has only about {len(found)} that differ; ask for fewer"
