@@ -218,10 +218,10 @@ def sentences(found):
     factor = found["sizes"][largest]["parameters"] / found["sizes"][smallest]["parameters"]
     said = []
     for kind, rates in found["head_to_head"].items():
-        for how, when in (("sampled", "at T = 1"), ("greedy", "greedy")):
+        for how, when in (("sampled", "At T = 1"), ("greedy", "Greedy")):
             rate = rates[how]["held_out"]
             said.append(
-                f"{when.capitalize()} the smallest PPO-ptx ({smallest}) {verdict(rate)} the largest {NAMES[kind]} ({largest}, "
+                f"{when} the smallest PPO-ptx ({smallest}) {verdict(rate)} the largest {NAMES[kind]} ({largest}, "
                 f"{factor:.0f} times the parameters): {interval(rate)} % of {rate['n']} prompts, held-out labelers."
             )
     losses = [size["models"]["gpt"]["corpus_loss"] for size in found["sizes"].values()]

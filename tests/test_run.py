@@ -217,3 +217,51 @@ def test_the_alternatives_on_one_table(killed, capsys):
     assert "significantly better" in printed
     compare.train_missing(cfg, out, 0, wanted)
     assert "===" not in capsys.readouterr().out, "what is there is not trained again"
+
+
+def test_flan_and_t0_against_sft_and_ppo_ptx(killed, capsys):
+    from baselines import flan_t0
+
+    out, _ = killed
+    cfg = flan_t0.Config(data=str(out / "data"), out=str(out), examples=64, epochs=2, prompts=8, labelers=2, threads=2)
+    cfg = replace(cfg, learning_rates="1e-3", choose_prompts=8, max_new_tokens=16)
+    flan_t0.main(cfg)
+    found, printed = json.loads((out / "baselines.json").read_text()), capsys.readouterr().out
+    assert (out / "baselines.md").read_text() in printed and list(found["models"]) == [
+        "gpt",
+        "flan",
+        "t0",
+        "sft",
+        "ppo_ptx",
+    ]
+    for model in found["models"].values():
+        assert {"reading", "translation", "sentiment", "ending", "facts"} == set(model["instructed"]["flan"])
+        assert set(model["tasks"]) - set(model["instructed"]["t0"]) == {"translation"}
+        assert all(0 <= model["win_rate"]["greedy"][group]["mean"] <= 1 for group in ("training", "held_out"))
+    assert found["models"]["sft"]["win_rate"]["greedy"]["held_out"]["mean"] == 0.5, "against itself"
+    for name in ("flan", "t0"):
+        epochs = list((out / name).glob("lr_0.001.epoch-*.pt"))
+        assert found["training"][name]["chosen"]["epoch"] in (1, 2) and len(epochs) == 2
+        assert (out / f"{name}.pt").read_bytes() == (out / name / "lr_0.001_best.pt").read_bytes()
+        shown = [json.loads(line) for line in (out / name / "data" / "demonstrations.jsonl").open()]
+        assert [example["split"] for example in shown].count("train") == 64
+    flan_t0.main(cfg)
+    assert capsys.readouterr().out.count("made with these settings") == 2, "what is there is not trained again"
+
+
+def test_all_steps_at_two_sizes(killed, capsys):
+    from ablations import sizes
+
+    out, _ = killed
+    cfg = sizes.Config(data=str(out / "data"), out=str(out), sizes="50k,0.2M", quick=True, prompts=8, labelers=2)
+    cfg = replace(cfg, max_new_tokens=16, threads=2)
+    sizes.main(cfg)
+    found, printed = json.loads((out / "sizes.json").read_text()), capsys.readouterr().out
+    assert (out / "sizes.md").read_text() in printed and list(found["sizes"]) == ["50k", "0.2M"]
+    for size in found["sizes"].values():
+        assert list(size["models"]) == list(sizes.KINDS)
+        assert all(math.isfinite(model["corpus_loss"]) for model in size["models"].values())
+    largest = found["sizes"]["0.2M"]["models"]["sft"]
+    assert largest["win_rate"]["greedy"]["held_out"]["mean"] == 0.5, "against itself"
+    sizes.main(cfg)
+    assert capsys.readouterr().out.count("made with these settings") == 2 * 5, "what is there is not trained again"
