@@ -33,7 +33,7 @@ from core.device import sampling_copy, set_up
 from core.output import output_folder, whole_file
 from core.report import interval, percent, table
 from core.text import mean_score, respond
-from data.folder import Corpus, load_tokenizer, read_jsonl, write_jsonl
+from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room, write_jsonl
 from data.village.grammar import PROMPT_END, fill, parse
 from data.village.intents import understand
 from data.village.users import split_of
@@ -50,7 +50,16 @@ from data.village.web import (
     story,
 )
 from data.village.world import RELATIONS, read_world
-from evaluate import TASK_TOKENS, gold_report, load_judge_and_labelers, task_scores, test_records, win_rate
+from evaluate import (
+    TASK_TOKENS,
+    choose_prefix,
+    gold_report,
+    load_judge_and_labelers,
+    read_prefixes,
+    task_scores,
+    test_records,
+    win_rate,
+)
 from pretrain import corpus_loss
 
 
@@ -235,7 +244,15 @@ T0 = {
     ],
 }
 MIXTURES = {"flan": FLAN, "t0": T0}
-NAMES = {"flan": "FLAN", "t0": "T0"}
+TITLES = {
+    "gpt": "GPT",
+    "gpt_prompted": "GPT (prompted)",
+    "flan": "FLAN",
+    "t0": "T0",
+    "sft": "SFT",
+    "ppo_ptx": "PPO-ptx",
+}
+FILES = {"gpt": "base.pt", "flan": "flan.pt", "t0": "t0.pt", "sft": "sft_best.pt", "ppo_ptx": "ppo_ptx.pt"}
 
 
 def instruction(template, fields):
@@ -355,19 +372,22 @@ def measure(cfg, out, device):
     """Everybody answers test prompts and tasks. -> {"models": {key: …}, "head_to_head": {key: …}}"""
     tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
     judge, groups = load_judge_and_labelers(cfg)
-    paths = {"gpt": "base.pt", "flan": "flan.pt", "t0": "t0.pt", "sft": "sft_best.pt", "ppo_ptx": "ppo_ptx.pt"}
-    models = {key: load_policy(out / path, cfg, device, tokenizer_spec, sharded=False) for key, path in paths.items()}
+    models = {key: load_policy(out / path, cfg, device, tokenizer_spec, sharded=False) for key, path in FILES.items()}
     reward_model = load_scalar_model(out / "reward.pt", cfg, device, tokenizer_spec, sharded=False)
     block_size = models["sft"].config.block_size
-    records, _ = test_records(cfg, tokenizer, block_size - cfg.max_new_tokens)
+    prefixes = read_prefixes(cfg)
+    room = block_size - cfg.max_new_tokens - max(len(tokenizer.encode_ordinary(prefix)) for prefix in prefixes)
+    records, _ = test_records(cfg, tokenizer, room)
+    valid = [record["prompt"] for record in with_room(read_prompts(cfg.data, "valid"), tokenizer, room)][:64]
     prompts = [record["prompt"] for record in records]
     items = [item for _, item in read_jsonl(Path(cfg.data) / "tasks.jsonl")]
     rng, corpus = random.Random(f"templates {cfg.seed}"), Corpus(cfg.data, "valid")
     asked = {kind: instructed_items(cfg.data, mixture, rng) for kind, mixture in MIXTURES.items()}
 
-    def answer(key, purpose, temperature):
+    def answer(key, purpose, temperature, prefix="", stop=""):
         sampler, numbers = sampling_copy(models[key], cfg), generator(cfg.seed, purpose)
-        return respond(sampler, tokenizer, prompts, cfg.max_new_tokens, temperature, numbers)
+        asked = [prefix + prompt for prompt in prompts]
+        return respond(sampler, tokenizer, asked, cfg.max_new_tokens, temperature, numbers, stop=stop)
 
     def compare(answers, opponents):
         texts, others = ([text for text, _ in some] for some in (answers, opponents))
@@ -380,17 +400,24 @@ def measure(cfg, out, device):
     answers = {
         key: {how: answer(key, "answers", temperature) for how, temperature in temperatures.items()} for key in models
     }
+    prefix, _ = choose_prefix(models["gpt"], reward_model, tokenizer, prefixes, valid, cfg)
+    answers["gpt_prompted"] = {
+        how: answer("gpt", "answers", temperature, prefix, "\n\n") for how, temperature in temperatures.items()
+    }
     found = {"n_prompts": len(prompts), "models": {}, "head_to_head": {}}
-    for key, model in models.items():
+    for key in TITLES:
         found["models"][key] = {
             "win_rate": {how: compare(answers[key][how], opponents[how]) for how in temperatures},
             "score": mean_score(reward_model, tokenizer, prompts, answers[key]["sampled"]),
+        }
+        gold = gold_report(judge, records, [text for text, _ in answers[key]["sampled"]])
+        found["models"][key] |= {name: gold[name] for name in ("helpful", "truthful_and_informative", "likert")}
+    for key, model in models.items():
+        found["models"][key] |= {
             "tasks": task_scores(model, tokenizer, items),
             "instructed": {kind: share_right(model, tokenizer, asked[kind]) for kind in MIXTURES},
             "corpus_loss": corpus_loss(model, corpus, min(128, block_size - 1)),
         }
-        gold = gold_report(judge, records, [text for text, _ in answers[key]["sampled"]])
-        found["models"][key] |= {name: gold[name] for name in ("helpful", "truthful_and_informative", "likert")}
     for key in MIXTURES:
         found["head_to_head"][key] = {how: compare(answers["ppo_ptx"][how], answers[key][how]) for how in temperatures}
     found["samples"] = [
@@ -402,22 +429,23 @@ def measure(cfg, out, device):
 
 def page(found):
     """What was found, beside the paper's numbers, as markdown."""
-    titles = {"gpt": "GPT", "sft": "SFT", "ppo_ptx": "PPO-ptx"} | NAMES
     printed = {"flan": "29.8", "t0": "26.8", "ppo_ptx": "73.4"}
     rows, task_rows = [], []
     for key, model in found["models"].items():
         rates = [interval(model["win_rate"][how][group]) for how in ("sampled", "greedy") for group in groups_of(model)]
         gold = [f"{model[name]:.2f}" for name in ("helpful", "truthful_and_informative")]
-        rows.append([titles[key], *rates, printed.get(key, "-"), *gold, f"{model['score']:+.2f}"])
+        rows.append([TITLES[key], *rates, printed.get(key, "-"), *gold, f"{model['score']:+.2f}"])
+        if "tasks" not in model:  # the prompted GPT has GPT's weights
+            continue
         means = [sum(shares.values()) / len(shares) for shares in (model["tasks"], *model["instructed"].values())]
-        task_rows.append([titles[key], *map(percent, means), f"{model['corpus_loss']:.2f}"])
+        task_rows.append([TITLES[key], *map(percent, means), f"{model['corpus_loss']:.2f}"])
     groups = [group.replace("_", "-") for group in groups_of(model)]
     head = ["% preferred to SFT", *(f"{how}, {group}" for how in ("T = 1", "greedy") for group in groups)]
     head += ["paper", "helpful", "true, on task", "score"]
     duels = []
     for key, ways in found["head_to_head"].items():
         rates = [interval(ways[how][group]) for how in ways for group in ways[how]]
-        duels.append([f"PPO-ptx against {titles[key]}", *rates, {"flan": "78 ± 4", "t0": "79 ± 4"}[key]])
+        duels.append([f"PPO-ptx against {TITLES[key]}", *rates, {"flan": "78 ± 4", "t0": "79 ± 4"}[key]])
     duel_head = ["% preferred, head to head", *head[1:5], "paper"]
     task_head = [
         "tasks, mean accuracy",
@@ -430,11 +458,11 @@ def page(found):
     for key, training in found.get("training", {}).items():
         rate, epoch = training["chosen"]["learning_rate"], training["chosen"]["epoch"]
         tried = ", ".join(f"{t['learning_rate']:g}: {t['score']:+.2f}" for t in training["tried"])
-        chosen.append(f"{titles[key]}: learning rate {rate:g}, epoch {epoch} (best score by learning rate: {tried}).")
+        chosen.append(f"{TITLES[key]}: learning rate {rate:g}, epoch {epoch} (best score by learning rate: {tried}).")
     shown = []
     for sample in found["samples"]:
         shown.append(f"    {sample['prompt'].strip()}")
-        shown += [f"      {titles[key]:8} {sample[key].strip()!r}" for key in found["models"]]
+        shown += [f"      {TITLES[key]:14} {sample[key].strip()!r}" for key in found["models"]]
     parts = [
         table(head, rows),
         table(duel_head, duels),

@@ -227,14 +227,9 @@ def test_flan_and_t0_against_sft_and_ppo_ptx(killed, capsys):
     cfg = replace(cfg, learning_rates="1e-3", choose_prompts=8, max_new_tokens=16)
     flan_t0.main(cfg)
     found, printed = json.loads((out / "baselines.json").read_text()), capsys.readouterr().out
-    assert (out / "baselines.md").read_text() in printed and list(found["models"]) == [
-        "gpt",
-        "flan",
-        "t0",
-        "sft",
-        "ppo_ptx",
-    ]
-    for model in found["models"].values():
+    assert (out / "baselines.md").read_text() in printed and list(found["models"]) == list(flan_t0.TITLES)
+    assert set(found["models"]) - set(flan_t0.FILES) == {"gpt_prompted"}
+    for model in (found["models"][key] for key in flan_t0.FILES):
         assert {"reading", "translation", "sentiment", "ending", "facts"} == set(model["instructed"]["flan"])
         assert set(model["tasks"]) - set(model["instructed"]["t0"]) == {"translation"}
         assert all(0 <= model["win_rate"]["greedy"][group]["mean"] <= 1 for group in ("training", "held_out"))
