@@ -130,7 +130,10 @@ def problem_with(words, monkeypatch):
     return ""
 
 
-FOLDERS = [ROOT, *(ROOT / name for name in ("core", "data", "data/village", "ablations", "alternatives", "tools"))]
+FOLDERS = [
+    ROOT,
+    *(ROOT / name for name in ("core", "data", "data/village", "ablations", "alternatives", "baselines", "tools")),
+]
 SOURCES = sorted(path for folder in FOLDERS for path in folder.glob("*.py") if path.name != "__init__.py")
 SCRIPTS = [
     path for path in SOURCES if "\n    command_line(Config, main, __doc__)\n" in path.read_text(encoding="utf-8")
