@@ -2,16 +2,16 @@
 
     python baselines/flan_t0.py      # after run.py; minutes -> OUT/flan.pt, OUT/t0.pt, baselines.md, baselines.json
 
-The web's pages with tasks are turned into instructions with their answers: "Text: … Label: good" becomes "Does the writer
-like the product? … > good". FLAN (Wei et al. 2022) has few templates and all tasks; T0 (Sanh et al. 2022) many templates,
-neither translation nor programs, but pages to sort, names to follow, and questions to find for an answer. Both start
-from base.pt and learn with sft.py's loss. Of every epoch of every learning rate the checkpoint is kept whose answers to
-validation prompts of users score highest under reward.pt, as in the paper.
+The web's pages with tasks are turned into instructions with their answers: "Text: … Label: good" becomes "… Is that good or
+bad? > good". FLAN (Wei et al. 2022) has few templates and all tasks; T0 (Sanh et al. 2022) many templates, neither
+translation nor programs, but pages to sort, and questions to find for an answer. Both start from base.pt and learn with
+sft.py's loss. Of every epoch of every learning rate the checkpoint is kept whose answers to validation prompts of users
+score highest under reward.pt, as in the paper, where that score stops rising after a third of the examples.
 
 Nothing that is tested is trained on: no text of the tasks' test items (DATA/tasks.jsonl), no question that users of the
 validation or test split ask. Win rates are evaluate.py's. The tasks are asked as on the web, and as instructions of either
-kind: there the two should win, and users' prompts should show what that is worth. The paper: 175B SFT is preferred to
-FLAN and T0 (they win 29.8 and 26.8 %), and PPO-ptx in 78 and 79 % head to head.
+kind: there the two should win, and users' prompts should show what that is worth. The paper: labelers prefer FLAN and T0 to
+175B SFT in 29.8 and 26.8 %, and PPO-ptx to FLAN and T0 in 78 and 79 %.
 """
 
 import json
@@ -261,8 +261,8 @@ def instruction(template, fields):
     return asked.format(**fields) + PROMPT_END, " " + answer.format(**fields)
 
 
-def texts_of(task, fields):
-    """What identifies an example, whatever template it comes in: no two examples, and no test item, share one of these."""
+def text_of_example(task, fields):
+    """What identifies an example, whatever template it comes in: no example shares it with a test item. -> str"""
     key = {"facts": "fact", "ending": "start", "translation": "english", "past": "today", "reading": "passage"}
     key |= {"program": "program", "topic": "page"}
     return fields[key.get(task, "text")]
@@ -278,7 +278,7 @@ def examples(mixture, world, count, held_out, rng):
         task = rng.choice(tasks)
         fields = draw(task, world, rng)
         new = False
-        if texts_of(task, fields) not in held_out and asked_in_training(task, fields):
+        if text_of_example(task, fields) not in held_out and asked_in_training(task, fields):
             prompt, completion = instruction(rng.choice(mixture[task]), fields)
             new = prompt not in found
             found.setdefault(prompt, {"prompt": prompt, "completion": completion, "task": task})
@@ -293,7 +293,7 @@ def examples(mixture, world, count, held_out, rng):
 
 def texts_of_items(data):
     """The texts that tasks.jsonl tests with, or shows as examples."""
-    return {texts_of(item["task"], fields_of_item(item)) for _, item in read_jsonl(Path(data) / "tasks.jsonl")}
+    return {text_of_example(item["task"], fields_of_item(item)) for _, item in read_jsonl(Path(data) / "tasks.jsonl")}
 
 
 def write_data_folder(folder, data, mixture, cfg):

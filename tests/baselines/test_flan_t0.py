@@ -5,7 +5,16 @@ import re
 
 import pytest
 
-from baselines.flan_t0 import MIXTURES, draw, examples, fields_of_item, instruction, learning_rates, page, texts_of
+from baselines.flan_t0 import (
+    MIXTURES,
+    draw,
+    examples,
+    fields_of_item,
+    instruction,
+    learning_rates,
+    page,
+    text_of_example,
+)
 from core.config import BadInput
 from data.construct import hashed_split
 from data.village.grammar import VELL
@@ -130,12 +139,12 @@ def test_no_instruction_is_a_prompt_of_the_village():
 def test_nothing_that_is_tested_is_among_the_examples():
     """By hand: the hash of what is asked. And the texts of the test items, which would be drawn if they were allowed."""
     items = list(tasks(WORLD, random.Random(5), 60))
-    texts = {texts_of(item["task"], fields_of_item(item)) for item in items}
+    texts = {text_of_example(item["task"], fields_of_item(item)) for item in items}
     assert len(texts) > 200
 
     rng = random.Random(7)
     drawn = [(task, draw(task, WORLD, rng)) for task in ("ending", "facts") for _ in range(600)]
-    assert {texts_of(*example) for example in drawn} & texts, "they would be drawn"
+    assert {text_of_example(*example) for example in drawn} & texts, "they would be drawn"
     found = examples(MIXTURES["flan"], WORLD, 2000, texts, random.Random(2))
     for text in texts:
         assert not any(text in example["prompt"] for example in found), text
