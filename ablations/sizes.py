@@ -266,6 +266,8 @@ def sizes_figure(found):
             axes.errorbar(parameters, means, errors, marker="o", capsize=2, color=colour, label=NAMES[kind])
         axes.axhline(50, color="grey", linewidth=0.8, linestyle="--")
         axes.set_xscale("log")
+        axes.set_xticks(parameters, list(found["sizes"]))
+        axes.minorticks_off()
         axes.set(xlabel="parameters", title=title)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(f"% preferred to SFT of {list(found['sizes'])[-1]}")

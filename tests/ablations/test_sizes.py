@@ -103,6 +103,7 @@ def test_the_page_and_the_figure_show_every_model_of_every_size():
     figure = sizes_figure(found)
     if figure is not None:
         for axes in figure.axes:
+            assert [label.get_text() for label in axes.get_xticklabels()] == ["50k", "1.7M"]
             assert axes.get_xscale() == "log" and len(axes.containers) == len(KINDS)
             assert [list(c.lines[0].get_xdata()) for c in axes.containers] == [[50_000, 1_700_000]] * len(KINDS)
             assert list(axes.containers[0].lines[0].get_ydata()) == pytest.approx([20, 60])
