@@ -223,7 +223,7 @@ def test_flan_and_t0_against_sft_and_ppo_ptx(killed, capsys):
     from baselines import flan_t0
 
     out, _ = killed
-    cfg = flan_t0.Config(data=str(out / "data"), out=str(out), examples=64, epochs=2, prompts=8, labelers=2, threads=2)
+    cfg = flan_t0.Config(data=str(out / "data"), out=str(out), examples=64, epochs=2, prompts=8, labelers=2, threads=1)
     cfg = replace(cfg, learning_rates="1e-3", choose_prompts=8, max_new_tokens=16)
     flan_t0.main(cfg)
     found, printed = json.loads((out / "baselines.json").read_text()), capsys.readouterr().out
@@ -249,7 +249,7 @@ def test_all_steps_at_two_sizes(killed, capsys):
 
     out, _ = killed
     cfg = sizes.Config(data=str(out / "data"), out=str(out), sizes="50k,0.2M", quick=True, prompts=8, labelers=2)
-    cfg = replace(cfg, max_new_tokens=16, threads=2)
+    cfg = replace(cfg, max_new_tokens=16, threads=1)
     sizes.main(cfg)
     found, printed = json.loads((out / "sizes.json").read_text()), capsys.readouterr().out
     assert (out / "sizes.md").read_text() in printed and list(found["sizes"]) == ["50k", "0.2M"]
