@@ -189,9 +189,11 @@ class RunModels:
 
     def files(self, kind):
         """{name: path} of the checkpoints of a kind that belong to this data, states and epochs left out."""
-        paths = [p for p in sorted(self.out.glob("*.pt")) if ".state-" not in p.name and ".epoch-" not in p.name]
+        found = [*sorted(self.out.glob("*.pt")), *sorted(self.out.glob("round1/*.pt"))]
+        paths = [p for p in found if ".state-" not in p.name and ".epoch-" not in p.name]
         with self.looking:
-            return {path.stem: path for path in paths if self.header(path)[1] == kind}
+            names = {path: path.relative_to(self.out).with_suffix("").as_posix() for path in paths}
+            return {name: path for path, name in names.items() if self.header(path)[1] == kind}
 
     def header(self, path):
         """(when the file changed, its kind, the settings it was made with), read again when it has changed."""
@@ -211,12 +213,13 @@ class RunModels:
         """{key: (name, path)} as evaluate.py calls them, then all others by their file's name."""
         files, found, used = self.files("policy"), {}, set()
         for key, name in NAMES.items():
-            path = next((files[Path(file).stem] for file in FILES.get(key, [key]) if Path(file).stem in files), None)
+            known = [file.removesuffix(".pt") for file in FILES.get(key, [key])]
+            path = next((files[name] for name in known if name in files), None)
             if key == "gpt_prompted" and self.prefixes and "gpt" in found:
                 path = found["gpt"][1]
             if path:
                 found[key] = name, path
-                used |= {Path(file).stem for file in FILES.get(key, [key])}
+                used.update(known)
         return found | {stem: (stem, path) for stem, path in files.items() if stem not in used}
 
     def scorers(self):
@@ -242,7 +245,8 @@ class RunModels:
         require(start in policies, f"{self.out}/ppo_init.pt: not there yet; it is the reference of every answer")
         require(scorers, f"{self.out}/reward.pt: not there yet; rank answers, then run reward.py")
         require(scorer in scorers, f"no reward model {scorer!r:.40} in {self.out}")
-        values = self.files("scalar").get(f"{policies[key][1].stem}.value", scorers[scorer])
+        name = policies[key][1].relative_to(self.out).with_suffix("")
+        values = self.files("scalar").get(f"{name.as_posix()}.value", scorers[scorer])
         scalars = [self.load(path, load_scalar_model) for path in (scorers[scorer], values)]
         return self.policy(start), *scalars, values.name
 

@@ -80,9 +80,7 @@ class Config(Training):
     # optimisation
     minibatch_size: PositiveInt = 32  # episodes per policy update                          paper: 64
     epochs: PositiveInt = 1  # passes over the collected episodes                           paper: 1
-    learning_rate: PositiveFloat = (
-        2.5e-4  # of the policy, constant after the warm-up  paper: 2.55e-6 to 2.55e-5 scanned
-    )
+    learning_rate: PositiveFloat = 2.5e-4  # of the policy, after the warm-up     paper: 2.55e-6 to 2.55e-5 scanned
     warmup_iterations: int = 4  # from a tenth of the learning rate                        paper: 10
     value_learning_rate: PositiveFloat = 1e-3  # constant                                   paper: 9e-6
     value_only_iterations: int = 4  # at the start only the value model learns              paper: silent

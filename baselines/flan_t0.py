@@ -67,9 +67,7 @@ from pretrain import corpus_loss
 class Config(Device):
     data: str = "out/run/data"  # data folder, of the village
     out: str = "out/run"  # run folder of run.py
-    examples: PositiveInt = (
-        8000  # instructions with answers, no two alike, of each baseline   paper: 1.2M (FLAN), 1M (T0)
-    )
+    examples: PositiveInt = 8000  # instructions, no two alike, of each baseline    paper: 1.2M (FLAN), 1M (T0)
     epochs: PositiveInt = 4  # passes over them; every one is a checkpoint to choose from
     learning_rates: str = "4e-4,1e-3"  # all are tried                                          paper: 4e-6, 6e-6
     batch_size: PositiveInt = 64  # paper: 64 (FLAN), 64 and 128 (T0)

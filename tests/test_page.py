@@ -216,6 +216,9 @@ def test_which_models_there_are(served, run, tokenizer_spec, tiny):
     trained = asdict(replace(ppo.Config(), kl_coef=0.5, lam=0.7))
     save("ppo", settings=trained)
     save("ppo.value", ScalarModel)
+    (run / "round1").mkdir()
+    save("round1/ppo")
+    save("round1/reward", ScalarModel)
     save("mine")
     save("reward_people", ScalarModel)
     for name in ("sft.epoch-1", "ppo.state-3"):
@@ -223,8 +226,11 @@ def test_which_models_there_are(served, run, tokenizer_spec, tiny):
     save("stranger", spec=tokenizer_spec | {"name": "other"})
     (run / "broken.pt").write_bytes(b"half a file")
     policies = {key: name for key, (name, _) in served.models.policies().items()}
-    assert policies == {"gpt": "GPT", "sft": "SFT", "ppo_init": "PPO's start", "ppo": "PPO", "mine": "mine"}
-    assert list(served.models.scorers()) == ["reward", "reward_people"]
+    assert policies == {"gpt": "GPT", "sft": "SFT", "ppo_init": "PPO's start", "ppo": "PPO", "mine": "mine"} | {
+        "ppo_1": "PPO, first round"
+    }
+    assert served.models.policies()["ppo_1"][1] == run / "round1" / "ppo.pt"
+    assert list(served.models.scorers()) == ["reward", "reward_people", "round1/reward"]
     found = served.ask(ASK | {"model": "ppo"})
     assert (found["beta"], found["lam"], found["values_from"]) == (0.5, 0.7, "ppo.value.pt")
     assert served.ask(ASK)["values_from"] == "reward.pt" and served.ask(ASK)["beta"] == ppo.Config().kl_coef

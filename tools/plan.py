@@ -33,9 +33,7 @@ from model import GPT, SIZES
 @dataclass
 class Config:
     policy: Literal[("", *SIZES)] = ""  # size of policy and reference; default: all sizes, one line each
-    critic: Literal[("", *SIZES)] = (
-        ""  # size of reward and value model; default: the policy's, at most the paper's 6.7B
-    )
+    critic: Literal[("", *SIZES)] = ""  # size of reward and value model; default: the policy's, at most 6.7B
     gpus: int = 0  # how many; 0 = the fewest that do, among those that divide batch_size
     gpu_gb: PositiveInt = 80  # memory of one
     tensor_parallel: int = 0  # GPUs that have one copy of the policy together while sampling; 0 = as many as possible

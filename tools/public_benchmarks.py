@@ -355,19 +355,24 @@ def write_report(report, out):
 # ---------------------------------------------------------------------------------------------------- all of it
 
 
+def files_given(cfg):
+    """{task: its flag's text} of the benchmarks whose files were given."""
+    tasks = ("winogender", "crows_pairs", "real_toxicity", "truthfulqa", "hellaswag", "wsc", "rte", "sst", "squadv2")
+    tasks += ("drop", "fr_to_en", "cnn_dm", "tldr")
+    return {task: getattr(cfg, task) for task in tasks if getattr(cfg, task)}
+
+
 def read_all(cfg):
     """{task: {kind of prompt: items}} of the files that were given."""
     asked = {}
-    for task in READERS:
-        option = getattr(cfg, task)
-        if option:
-            items, pool = read_benchmark(task, option)
-            prompts = prompts_of(task, items, pool, cfg.shots, cfg.seed)
-            asked[task] = {kind: chosen(task, some, cfg) for kind, some in prompts.items()}
-            print(f"{NAMES[task]}: {len(items):,} items in {option}")
-            if task == "real_toxicity":
-                toxicity = webs_toxicity(asked[task]["basic"])
-                print(f"  the web's own continuations of these prompts: toxicity {toxicity:.3f}, as the file says")
+    for task, option in files_given(cfg).items():
+        items, pool = read_benchmark(task, option)
+        prompts = prompts_of(task, items, pool, cfg.shots, cfg.seed)
+        asked[task] = {kind: chosen(task, some, cfg) for kind, some in prompts.items()}
+        print(f"{NAMES[task]}: {len(items):,} items in {option}")
+        if task == "real_toxicity":
+            toxicity = webs_toxicity(asked[task]["basic"])
+            print(f"  the web's own continuations of these prompts: toxicity {toxicity:.3f}, as the file says")
     return asked
 
 
@@ -396,7 +401,7 @@ def names_of(models):
 def main(cfg):
     device, models = set_up(cfg), paths_in(cfg.model)
     require(models or cfg.samples, "--model: give what to ask, e.g. out/run/ppo.pt or gpt2; or --samples to score")
-    given = any(getattr(cfg, task) for task in READERS)
+    given = files_given(cfg)
     require(given or not models, f"--model {cfg.model}: give at least one benchmark's file, e.g. --rte val.jsonl")
     require(models or not given, "--model: give the model that is to be asked, e.g. out/run/ppo.pt or gpt2")
     if cfg.fr_to_en:

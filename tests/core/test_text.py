@@ -67,7 +67,8 @@ class Alphabet(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.config = GPTConfig(1, 1, 1, 64, 257)
-        self.transformer = SimpleNamespace(wte=SimpleNamespace(weight=torch.zeros(257, 1)))
+        block = SimpleNamespace(attn=SimpleNamespace(n_head=1))
+        self.transformer = SimpleNamespace(wte=SimpleNamespace(weight=torch.zeros(257, 1)), h=[block])
 
     def forward(self, tokens, *cache_and_positions):
         return F.one_hot(torch.where(tokens >= ord("z"), 256, tokens + 1), 257).float()
