@@ -7,9 +7,6 @@ A reward model is right about the answers that it was trained on, and wrong some
 nothing keeps the policy near the answers it knows, and PPO looks for its errors: the proxy goes on rising while the gold
 score falls. The answers to one prompt along the way show what the reward model mistook for good.
 
-The reward model is the first round's, which has never seen PPO's answers; `--reward_model OUT/reward.pt` has, and is
-harder to fool: that is what the second round is for.
-
 The paper found β = 0 and β = 2 both poor, and the best between 0.01 and 0.02 (App. E.7); our scores have another scale.
 """
 
@@ -35,10 +32,10 @@ from data.village.judge import Judge
 class Config(Device):
     data: str = "out/run/data"  # data folder, of the village: its judge gives the gold score
     out: str = "out/run"  # run folder with ppo_init.pt
-    reward_model: str = ""  # default: OUT/round1/reward.pt, or OUT/reward.pt where there was one round
-    kl_coefs: str = "0,0.05,0.15,0.5"  # the β to compare, a,b; each trains a policy kl_coef_β.pt
-    iterations: PositiveInt = 40  # of PPO
-    sample_every: PositiveInt = 4  # iterations between samples on validation prompts
+    reward_model: str = ""  # default: OUT/reward.pt; OUT/round1/reward.pt has never seen an answer by PPO
+    kl_coefs: str = "0,0.05,0.15"  # the β to compare, a,b; each trains a policy kl_coef_β.pt
+    iterations: PositiveInt = 100  # of PPO
+    sample_every: PositiveInt = 9  # iterations between samples on validation prompts
     sample_prompts: PositiveInt = 96  # how many
     seed: Seed = 0  # of PPO, and of the prompt that is shown
 
@@ -90,8 +87,7 @@ def main(cfg):
     judge, kl_coefs = Judge(cfg.data), numbers(cfg.kl_coefs)
     shared = ("data", "out", "iterations", "sample_every", "sample_prompts", "seed", "device", "threads", "dtype")
     shared = {name: getattr(cfg, name) for name in shared}
-    first_round = out / "round1" / "reward.pt"
-    shared["reward_model"] = cfg.reward_model or str(first_round if first_round.exists() else out / "reward.pt")
+    shared["reward_model"] = cfg.reward_model or str(out / "reward.pt")
     curves, answers = {}, {}
     for kl_coef in kl_coefs:
         ppo.main(ppo.Config(**shared, kl_coef=kl_coef, name=name_of(kl_coef), save_every=cfg.iterations, resume=True))
