@@ -98,6 +98,12 @@ def win_rate(labelers, per_prompt, prompts, answers, opponents, seed):
     return mean_and_interval(by_prompt)
 
 
+def win_rates(groups, per_prompt, prompts, answers, opponents, seed):
+    """Win rate by each group of labelers. groups: {group: labelers}; answers, opponents: (text, ended) per prompt."""
+    texts, others = ([text for text, _ in some] for some in (answers, opponents))
+    return {group: win_rate(people, per_prompt, prompts, texts, others, seed) for group, people in groups.items()}
+
+
 def mean_and_interval(values):
     """Mean of one number per prompt and its 95 % interval -> {"mean", "low", "high", "n"}."""
     mean, error = mean_and_error(values)
@@ -310,11 +316,7 @@ def main(cfg):
         return respond(sampler, tokenizer, asked, cfg.max_new_tokens, temperature, rng, stop=stop)
 
     def compare(answers, opponents, prompts):
-        texts, other_texts = ([text for text, _ in some] for some in (answers, opponents))
-        return {
-            group: win_rate(people, cfg.labelers, prompts, texts, other_texts, cfg.seed)
-            for group, people in groups.items()
-        }
+        return win_rates(groups, cfg.labelers, prompts, answers, opponents, cfg.seed)
 
     sft = models["sft"]
     opponents, greedy_opponents = answer(sft, prompts, "opponents"), answer(sft, prompts, "", temperature=0.0)

@@ -41,7 +41,7 @@ from evaluate import (
     read_prefixes,
     task_scores,
     test_records,
-    win_rate,
+    win_rates,
 )
 from pretrain import corpus_loss
 
@@ -158,47 +158,43 @@ def measure(cfg, names, device):
     temperatures = {"sampled": 1.0, "greedy": 0.0}
 
     def answer(model, purpose, prefix="", stop=""):
-        """-> {"sampled": texts, "greedy": texts}"""
+        """-> {"sampled": answers, "greedy": answers}, each (text, ended)"""
         asked, found = [prefix + prompt for prompt in prompts], {}
         for how, temperature in temperatures.items():
             numbers, sampler = generator(cfg.seed, purpose), sampling_copy(model, cfg)
-            answers = respond(sampler, tokenizer, asked, cfg.max_new_tokens, temperature, numbers, stop=stop)
-            found[how] = [text for text, _ in answers]
+            found[how] = respond(sampler, tokenizer, asked, cfg.max_new_tokens, temperature, numbers, stop=stop)
         return found
 
     def compare(answers, opponents):
         return {
-            how: {
-                group: win_rate(people, cfg.labelers, prompts, answers[how], opponents[how], cfg.seed)
-                for group, people in groups.items()
-            }
+            how: win_rates(groups, cfg.labelers, prompts, answers[how], opponents[how], cfg.seed)
             for how in temperatures
         }
 
-    found, texts = {"n_prompts": len(prompts), "sizes": {}}, {}
+    found, answers_of = {"n_prompts": len(prompts), "sizes": {}}, {}
     largest, smallest = names[-1], names[0]
     for name in reversed(names):
         folder, measured = folder_of(cfg, name), {}
         for kind, file in FILES.items():
             model = load_policy(folder / file, cfg, device, tokenizer_spec, sharded=False)
-            texts[name, kind] = answer(model, "answers")
+            answers_of[name, kind] = answer(model, "answers")
             loss = corpus_loss(model, corpus, min(128, block_size - 1))
             measured[kind] = {"corpus_loss": loss, "tasks": task_scores(model, tokenizer, items)}
             if kind == "gpt":
                 parameters = sum(p.numel() for p in model.parameters())
                 prefix, _ = choose_prefix(model, reward_model, tokenizer, prefixes, valid, cfg)
-                texts[name, "gpt_prompted"] = answer(model, "answers", prefix, stop="\n\n")
+                answers_of[name, "gpt_prompted"] = answer(model, "answers", prefix, stop="\n\n")
                 measured["gpt_prompted"] = dict(measured["gpt"])  # the same weights
             if kind == "sft" and name == largest:
                 opponents = answer(model, "opponents")
         for kind in KINDS:
-            gold = gold_report(judge, records, texts[name, kind]["sampled"])
+            gold = gold_report(judge, records, [text for text, _ in answers_of[name, kind]["sampled"]])
             measured[kind] |= {key: gold[key] for key in ("helpful", "truthful_and_informative", "likert")}
-            measured[kind]["win_rate"] = compare(texts[name, kind], opponents)
+            measured[kind]["win_rate"] = compare(answers_of[name, kind], opponents)
         found["sizes"][name] = {"parameters": parameters, "models": {kind: measured[kind] for kind in KINDS}}
     found["sizes"] = {name: found["sizes"][name] for name in names}
     found["head_to_head"] = {
-        kind: compare(texts[smallest, "ppo_ptx"], texts[largest, kind]) for kind in ("gpt", "gpt_prompted")
+        kind: compare(answers_of[smallest, "ppo_ptx"], answers_of[largest, kind]) for kind in ("gpt", "gpt_prompted")
     }
     return found
 

@@ -58,7 +58,7 @@ from evaluate import (
     read_prefixes,
     task_scores,
     test_records,
-    win_rate,
+    win_rates,
 )
 from pretrain import corpus_loss
 
@@ -388,10 +388,7 @@ def measure(cfg, out, device):
         return respond(sampler, tokenizer, asked, cfg.max_new_tokens, temperature, numbers, stop=stop)
 
     def compare(answers, opponents):
-        texts, others = ([text for text, _ in some] for some in (answers, opponents))
-        return {
-            group: win_rate(people, cfg.labelers, prompts, texts, others, cfg.seed) for group, people in groups.items()
-        }
+        return win_rates(groups, cfg.labelers, prompts, answers, opponents, cfg.seed)
 
     temperatures = {"sampled": 1.0, "greedy": 0.0}
     opponents = {how: answer("sft", "opponents", temperature) for how, temperature in temperatures.items()}
