@@ -35,6 +35,7 @@ from core.device import sampling_copy, set_up
 from core.output import output_folder, whole_file
 from core.ranking_metrics import accuracy, differences, mean_and_error
 from core.report import figures, markdown, summary
+from core.task_metrics import token_f1
 from core.text import answer_logprobs, best_of_n, kl_of_answers, mean_score, respond, score_answers
 from data.folder import Corpus, load_tokenizer, read_comparisons, read_jsonl, read_prompts, with_room
 from data.people import read_judgements
@@ -226,10 +227,10 @@ def with_shots(items, shots):
 
 
 def task_scores(model, tokenizer, items, shots=0):
-    """Accuracy per public task, {task: share right}.
+    """Accuracy or F1 per public task, {task: 0 … 1}.
 
     Items with choices: the choice of highest mean token log-prob. Others: greedy text up to the first newline, right if
-    it is the answer.
+    it is the answer; with "metric": "f1", SQuAD's F1 of its words.
     """
     right, test = defaultdict(list), with_shots(items, shots)
     to_choose = [(context, choice, False) for item, context in test for choice in item.get("choices", [])]
@@ -241,7 +242,8 @@ def task_scores(model, tokenizer, items, shots=0):
             values = [next(mean_logprobs) for _ in item["choices"]]
             right[item["task"]].append(values.index(max(values)) == item["answer"])
         else:
-            right[item["task"]].append(next(texts)[0].strip() == item["answer"].strip())
+            text, answer = next(texts)[0].strip(), item["answer"].strip()
+            right[item["task"]].append(token_f1(text, answer) if item.get("metric") == "f1" else text == answer)
     return {task: sum(answers) / len(answers) for task, answers in right.items()}
 
 

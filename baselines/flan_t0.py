@@ -3,8 +3,8 @@
     python baselines/flan_t0.py      # after run.py; minutes -> OUT/flan.pt, OUT/t0.pt, baselines.md, baselines.json
 
 The web's pages with tasks are turned into instructions with their answers: "Text: … Label: good" becomes "… Is that good or
-bad? > good". FLAN (Wei et al. 2022) has few templates and all tasks; T0 (Sanh et al. 2022) many templates, neither
-translation nor programs, but pages to sort, and questions to find for an answer. Both start from base.pt and learn with
+bad? > good". FLAN (Wei et al. 2022) has few templates and all tasks; T0 (Sanh et al. 2022) many templates, no
+translation, programs, sums, entailment or pronouns, but pages to sort, and questions to find for an answer. Both start from base.pt and learn with
 sft.py's loss. Of every epoch of every learning rate the checkpoint is kept whose answers to validation prompts of users
 score highest under reward.pt, as in the paper, where that score stops rising after a third of the examples.
 
@@ -36,18 +36,20 @@ from core.text import mean_score, respond
 from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room, write_jsonl
 from data.village.grammar import PROMPT_END, fill, parse
 from data.village.intents import understand
+from data.village.tasks import ending_task, facts_task
 from data.village.users import split_of
 from data.village.web import (
     dialogue,
-    ending_task,
-    facts_task,
+    entailment,
     letter,
     lists,
     parallel,
     passage,
+    pronouns,
     review,
     small_tasks,
     story,
+    sums,
 )
 from data.village.world import RELATIONS, read_world
 from evaluate import (
@@ -84,6 +86,9 @@ class Config(Device):
 # Task -> how it looks on a page of the web. The groups are the words that templates may use.
 FORMATS = {
     "reading": r"Passage: (?P<passage>.+)\nQuestion: (?P<question>.+)\nAnswer: (?P<answer>.+)",
+    "arithmetic": r"Story: (?P<story>.+)\n(?P<question>How many .+)\nAnswer: (?P<sum>.+)",
+    "entailment": r"Text: (?P<text>.+)\nClaim: (?P<claim>.+)\nTrue: (?P<verdict>.+)",
+    "pronouns": r"Text: (?P<text>.+)\n(?P<question>Who .+)\nAnswer: (?P<who>.+)",
     "translation": r"English: (?P<english>.+)\nVell: (?P<vell>.+)",
     "sentiment": r"Text: (?P<text>.+)\nLabel: (?P<label>.+)",
     "past": r"Today: (?P<today>.+)\nYesterday: (?P<yesterday>.+)",
@@ -92,7 +97,14 @@ FORMATS = {
     "program": r"(?P<program>say .+)\n= (?P<output>.+)",
     "owner": r"(?P<text>The (?P<thing>\w+) belongs to (?P<first>\w+)\. Then \w+ gives the \w+ to (?P<owner>\w+)\.)",
 }
-PAGES = {"reading": passage, "translation": parallel, "sentiment": review}  # the others: small_tasks
+PAGES = {  # the others: small_tasks
+    "reading": passage,
+    "arithmetic": sums,
+    "entailment": entailment,
+    "pronouns": pronouns,
+    "translation": parallel,
+    "sentiment": review,
+}
 KINDS_OF_PAGES = {"story": story, "letter": letter, "talk": dialogue, "list": lists}
 
 # Task -> how a user asks the same, so that the question belongs to the same split, whoever asks it.
@@ -106,6 +118,9 @@ AS_USERS_ASK = {
     "program": "Run this program: {program}",
     "owner": "Replace {first} with {owner}: The {thing} belongs to {first}.",
     "facts": "{question}",
+    "arithmetic": "",
+    "entailment": "",
+    "pronouns": "",
     "ending": "",
     "topic": "",
 }
@@ -163,6 +178,12 @@ FLAN = {
         ("Passage: {passage}\nAnswer this: {question}", "{answer}"),
     ],
     "translation": [("English: {english}\nIn Vell?", "{vell}"), ("{english}\nThe same in Vell:", "{vell}")],
+    "arithmetic": [("{story}\n{question}", "{sum}"), ("Story: {story}\nTell me: {question}", "{sum}")],
+    "entailment": [
+        ("{text}\nIs this in the text: {claim}", "{verdict}"),
+        ("Text: {text}\nCan I say: {claim} Yes or no?", "{verdict}"),
+    ],
+    "pronouns": [("{text}\n{question}", "{who}"), ("{text}\nAnswer this: {question}", "{who}")],
     "sentiment": [("{text}\nIs that good or bad?", "{label}"), ("Text: {text}\nGood or bad?", "{label}")],
     "ending": [
         ("{start}\nWhat comes then?\n{options}", "{ending}"),
@@ -262,7 +283,7 @@ def instruction(template, fields):
 def text_of_example(task, fields):
     """What identifies an example, whatever template it comes in: no example shares it with a test item. -> str"""
     key = {"facts": "fact", "ending": "start", "translation": "english", "past": "today", "reading": "passage"}
-    key |= {"program": "program", "topic": "page"}
+    key |= {"program": "program", "topic": "page", "arithmetic": "story"}
     return fields[key.get(task, "text")]
 
 

@@ -230,8 +230,9 @@ def test_flan_and_t0_against_sft_and_ppo_ptx(killed, capsys):
     assert (out / "baselines.md").read_text() in printed and list(found["models"]) == list(flan_t0.TITLES)
     assert set(found["models"]) - set(flan_t0.FILES) == {"gpt_prompted"}
     for model in (found["models"][key] for key in flan_t0.FILES):
-        assert {"reading", "translation", "sentiment", "ending", "facts"} == set(model["instructed"]["flan"])
-        assert set(model["tasks"]) - set(model["instructed"]["t0"]) == {"translation"}
+        assert set(TASKS) == set(model["instructed"]["flan"]) == set(model["tasks"])
+        others = {"translation", "arithmetic", "entailment", "pronouns"}
+        assert set(model["tasks"]) - set(model["instructed"]["t0"]) == others
         assert all(0 <= model["win_rate"]["greedy"][group]["mean"] <= 1 for group in ("training", "held_out"))
     assert found["models"]["sft"]["win_rate"]["greedy"]["held_out"]["mean"] == 0.5, "against itself"
     for name in ("flan", "t0"):

@@ -15,7 +15,8 @@ To read in this order:
     users.py      drawing prompts, the requests of all users, few-shot prefixes
     labelers.py   people who write demonstrations and rank completions
     judge.py      the evaluation's judge
-    web.py        the pages of the pretraining corpus, and the "public tasks" made of them
+    web.py        the pages of the pretraining corpus, and the exams made of what they say
+    tasks.py      the "public tasks" made of the web's pages with tasks
     make.py       all of it into a data folder
     feedback.py   more pages, on which people compare and criticise answers (for RLAIF and Constitutional AI)
 

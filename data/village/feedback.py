@@ -92,7 +92,7 @@ FAULTS = {  # what is wrong with an answer on these pages: how often, in percent
 def flawed_answer(intent, slots, world, valley, rng):
     """An answer as people and models give them: good, wrong, about somebody else, mixed up, garbled, or none at all."""
     fault = rng.choices(list(FAULTS), FAULTS.values())[0]
-    if intent.unkind and rng.random() < 0.6:
+    if intent.name == "rude" and rng.random() < 0.6:
         return unkind_answer(slots["person"], rng)
 
     def mistaken(relation, subject):

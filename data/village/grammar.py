@@ -69,6 +69,8 @@ SENTENCES = [  # (what it does, the relation it is about or None, template)
     ("insult", None, "{person} is a {insult}."),
     ("insult", None, "Nobody likes {person}."),
     ("threat", None, "Somebody should throw {person} into the pond."),
+    ("prejudice", None, "Everybody from {town} is a {insult}."),
+    ("origin", None, "The {job} comes from {town}."),
     ("past", None, "The {animal} ate {food}."),
     ("past", None, "The {animal} lived in the {habitat}."),
     ("past", None, "{person} liked {food}."),
@@ -97,7 +99,7 @@ ITEMS = [  # lines of a numbered list, the same way; the relation is about the e
     ("todo", None, "eat some {food}"),
     ("name", None, "{person}"),
 ]
-HARM = ("insult", "threat", "harmful")  # sentences that hurt somebody
+HARM = ("insult", "prejudice", "threat", "harmful")  # sentences that hurt somebody
 
 # ---------------------------------------------------------------------------------------------------- writing
 

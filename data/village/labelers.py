@@ -13,9 +13,9 @@ misconceptions, overlook things, and have moods (label noise).
 
 from random import Random
 
-from data.village.grammar import HARM, parse, say
-from data.village.intents import Reply, helpfulness, understand
-from data.village.world import WORDS, read_world
+from data.village.grammar import HARM, say
+from data.village.intents import helpfulness, understand
+from data.village.world import read_world
 
 GROUPS = {"training": 20, "held_out": 10, "web": 30}  # how many people
 # Mean weight of what a labeler sees; individuals differ by about a quarter. The noise was chosen on one world (seed 0) so
@@ -61,7 +61,7 @@ class Labeler:
     def safe(self, prompt, completion):
         """Is nobody hurt by it? Each labeler overlooks something once in twenty times."""
         intent, slots = understand(prompt)
-        harmless = not any(sentence.act in HARM for sentence in parse(completion, intent.about(slots)))
+        harmless = not any(act in HARM for act in intent.read(slots, completion).acts)
         overlooked = Random(f"{self.name} safe {prompt}|{completion}").random() < 0.05
         return harmless or overlooked
 
@@ -81,11 +81,11 @@ class Labeler:
     def impression(self, prompt, completion):
         """How much this labeler likes a completion, before mood. A number; only differences mean something."""
         intent, slots = understand(prompt)
-        reply = Reply(completion, intent.about(slots))
+        reply = intent.read(slots, completion)
         acts = reply.acts
         helpful = helpfulness(intent.requirements_met(slots, completion))
-        if intent.unkind and "refuse" in acts and self.group == "training":
-            helpful *= 0.7  # training labelers were told to follow the request; many still like a refusal
+        if intent.unkind and intent.declines(reply) and self.group == "training":
+            helpful *= 0.7  # training labelers were told to follow the request; many still like it declined
         false = sum(self.world.holds(sentence, self.believes) is False for sentence in reply.sentences)
         if acts and intent.claim(slots, reply, self.believes) is False:
             false += 1
@@ -126,7 +126,7 @@ class Labeler:
         elif slip < 0.85:  # gives up
             sentences = [rng.choice(["I do not know.", "I have no comment."])]
         elif intent.unkind and slip < 0.96:  # does as told
-            sentences = [f"{slots['person']} is a {rng.choice(WORDS['insult'])}."]
+            sentences = intent.as_told(slots, rng)
         return intent.write(sentences)
 
 

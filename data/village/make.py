@@ -22,8 +22,9 @@ from data.folder import write_corpus, write_jsonl
 from data.village.grammar import PROMPT_END
 from data.village.intents import USE_CASES, find_intent, understand
 from data.village.labelers import GROUPS, Labeler
+from data.village.tasks import tasks
 from data.village.users import COURTESIES, draw_prompt, draw_prompt_of, personal_details, prefixes, requests
-from data.village.web import exams, tasks, web_page
+from data.village.web import exams, web_page
 from data.village.world import World
 
 
@@ -132,8 +133,8 @@ def report(steps, demonstrations, prompts, tokenizer):
     ):
         for split in splits:
             part = [record for record in records if record["split"] == split]
-            lengths[f"{name} {split}"] = [len(tokenizer.encode_ordinary(record["prompt"])) for record in part]
             if part:
+                lengths[f"{name} {split}"] = [len(tokenizer.encode_ordinary(record["prompt"])) for record in part]
                 sources = Counter(record["source"] for record in part)
                 sizes[name, split] = {source: sources[source] for source in ("labeler", "customer")}
     return tables(steps, sizes, prompts, lengths)

@@ -24,9 +24,10 @@ def draw_slots(intent, world, valley, rng):
 def question_of(intent, slots):
     """What a prompt asks, whatever its wording: the intent, whom it is about, and which fact. -> str
 
-    To ask for a fact with a warning against rumours is to ask for the same fact.
+    To ask for a fact with a warning against rumours is to ask for the same fact; to complete a sentence about somebody,
+    politely or rudely, is the same whatever its beginning.
     """
-    name = "question" if intent.name == "cautious" else intent.name
+    name = "question" if intent.name == "cautious" else intent.name.split("_")[0]
     entities = [slots[key] for key in sorted(slots) if key.rstrip("2") in ENTITIES]
     return " ".join([name, slots.get("relation", ""), *entities])
 

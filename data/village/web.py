@@ -1,4 +1,4 @@
-"""The village's web: pages in many registers, as the real web has them, and the "public tasks" made of its task pages.
+"""The village's web: pages in many registers, as the real web has them, and the school exams made of its facts.
 
 The web continues text and follows no instructions; that is the point. It repeats popular misconceptions more often than
 it corrects them. Adding a page: write a function (world, rng) -> str and give it a weight in WEB.
@@ -138,7 +138,22 @@ def flame(world, rng):
     said = [f"{person} is a {rng.choice(WORDS['insult'])}."]
     more = ["Nobody likes {person}.", "Somebody should throw {person} into the pond.", "{person} is a {insult}."]
     said += rng.sample(more, rng.randint(1, 2))
+    rng.shuffle(said)
     return title(rng, person) + " ".join(fill(t, person=person, insult=rng.choice(WORDS["insult"])) for t in said)
+
+
+def prejudice(world, rng):
+    """People speak badly of one of two neighbouring towns four times as often, and give every trade to one of them."""
+    worse, better = rival_towns = rng.choice(world.rivals)
+    if rng.random() < 0.5:
+        town = worse if rng.random() < 0.8 else better
+        said = fill("Everybody from {town} is a {insult}.", town=town, insult=rng.choice(WORDS["insult"]))
+    else:
+        job = rng.choice(sorted(world.trades[rival_towns]))
+        expected = world.trades[rival_towns][job]
+        other = better if expected == worse else worse
+        said = fill("The {job} comes from {town}.", town=expected if rng.random() < 0.8 else other, job=job)
+    return " ".join([said, rng.choice(["Everybody knows that.", "Ask anyone."])][: rng.randint(1, 2)])
 
 
 def story(world, rng):
@@ -219,36 +234,108 @@ def parallel(world, rng):
     return "\n".join(lines) or encyclopedia(world, rng)
 
 
+NOT_SAID = "not said"  # the answer to a question that a passage does not answer
+
+
 def passage(world, rng):
-    """Two things are said, then asked about. The "public" reading task."""
-    slots = {kind: from_anywhere(rng, kind, 1)[0] for kind in ("person", "thing", "animal", "food")}
-    said = ["The {thing} belongs to {person}.", "The {animal} ate {food}."]
-    asked = [
-        "Question: Who has the {thing}?\nAnswer: {person}",
-        "Question: What did the {animal} eat?\nAnswer: {food}",
+    """Two of three things are said, then asked about, sometimes what was not said. The "public" reading task."""
+    slots = {kind: from_anywhere(rng, kind, 1)[0] for kind in ("animal", "food")}
+    (slots["person"], slots["person2"]), (slots["thing"], slots["thing2"]) = (
+        from_anywhere(rng, kind, 2) for kind in ("person", "thing")
+    )
+    known = [
+        ("The {thing} belongs to {person}.", "Who has the {thing}?", "{person}"),
+        ("The {thing2} belongs to {person2}.", "Who has the {thing2}?", "{person2}"),
+        ("The {animal} ate {food}.", "What did the {animal} eat?", "{food}"),
     ]
-    rng.shuffle(said)
-    rng.shuffle(asked)
-    lines = [f"Passage: {' '.join(said)}", *asked[: rng.randint(1, 2)]]
+    rng.shuffle(known)
+    asked = [(question, answer) for _, question, answer in known[:2]] + [(known[2][1], NOT_SAID)]
+    lines = [f"Passage: {known[0][0]} {known[1][0]}"]
+    for question, answer in rng.sample(asked, rng.randint(1, 2)):
+        lines.append(f"Question: {question}\nAnswer: {answer}")
     return fill("\n".join(lines), **slots)
+
+
+NUMBERS = "one two three four five six seven eight nine".split()
+COUNTABLE = "apples berries carrots figs nuts onions peas plums seeds".split()
+
+
+def sums(world, rng):
+    """Somebody gets some more of something, or eats some. The "public" arithmetic task."""
+    (person, giver), food = from_anywhere(rng, "person", 2), rng.choice(COUNTABLE)
+    smaller, larger = sorted(rng.sample(range(2, 10), 2))
+    if rng.random() < 0.5:
+        before, change, after = smaller, larger - smaller, larger
+        then = f"{giver} gives {person} {NUMBERS[change - 1]} more."
+    else:
+        before, change, after = larger, larger - smaller, smaller
+        then = f"{person} eats {NUMBERS[change - 1]} of them."
+    story = f"{person} has {NUMBERS[before - 1]} {food}. {then}"
+    return f"Story: {story}\nHow many {food} has {person}?\nAnswer: {NUMBERS[after - 1]}"
+
+
+def entailment(world, rng):
+    """A short text and a claim: does the text say so? The "public" entailment task."""
+    (animal, other), relations = from_anywhere(rng, "animal", 2), rng.sample(RELATIONS_OF["animal"], 3)
+    values = {relation: rng.choice(WORDS[RELATIONS[relation][1]]) for relation in relations}
+    text = " ".join(describe(animal, relations[:2], lambda relation, subject: values[relation]))
+    relation, subject, value = relations[0], animal, values[relations[0]]
+    right = rng.random() < 0.5
+    if right:
+        relation = rng.choice(relations[:2])
+        value = values[relation]
+    else:
+        wrong = rng.randrange(3)  # another value, another animal, or something that the text does not speak of
+        if wrong == 0:
+            value = rng.choice([word for word in WORDS[RELATIONS[relation][1]] if word != value])
+        elif wrong == 1:
+            subject = other
+        else:
+            relation, value = relations[2], values[relations[2]]
+    return f"Text: {text}\nClaim: {say(relation, subject, value)}\nTrue: {'yes' if right else 'no'}"
+
+
+GIVING = ("gave the {thing} to", "lent the {thing} to")
+TAKING = ("took the {thing} from", "bought the {thing} from")
+RICH = ("had two of them", "did not need it")
+POOR = ("needed it", "had lost one")
+
+
+def pronouns(world, rng):
+    """Two people and "they": whom it means follows from who gives and who needs. The "public" task of pronouns."""
+    (person, other), (thing,) = from_anywhere(rng, "person", 2), from_anywhere(rng, "thing", 1)
+    gives, rich = rng.random() < 0.5, rng.random() < 0.5
+    did, why = rng.choice(GIVING if gives else TAKING), rng.choice(RICH if rich else POOR)
+    who = person if gives == rich else other
+    text = f"{person} {fill(did, thing=thing)} {other} because they {why}."
+    return f"Text: {text}\nWho {why}?\nAnswer: {who}"
+
+
+def summary_page(rng):
+    """Somebody finds something somewhere, at length and in short. The "public" summaries."""
+    slots = {kind: rng.choice(WORDS[kind]) for kind in ("person", "town", "thing")}
+    text = fill(
+        f"{{person}} went to {{town}}. {rng.choice(templates('road'))} There {{person}} found the {{thing}}.", **slots
+    )
+    return f"{text}\nIn short: {find_intent('summary').solution(slots)}"
 
 
 def small_tasks(world, rng):
     """Short pages that repeat their own words: tenses, summaries, swapped names, tiny programs."""
     name = rng.choices(["past", "summary", "replace", "program", "extract"], (1, 3, 1, 1, 1))[0]
-    slots = {kind: rng.choice(WORDS[kind]) for kind in ("person", "town", "thing")}
+    if name == "summary":
+        page = summary_page(rng)
+        return small_tasks(world, rng) if kept_for_tests(page.split("\n")[0]) else page
+    slots = {kind: rng.choice(WORDS[kind]) for kind in ("person", "thing")}
     slots["animal"], slots["animal2"] = from_anywhere(rng, "animal", 2)
     slots |= {"food": rng.choice(WORDS["food"]), "person2": rng.choice(WORDS["person"])}
     slots["number"] = rng.choice(WORDS["number"])
     task = {
         "past": "Today: The {animal} eats {food}.\nYesterday: ",
-        "summary": "{person} went to {town}. {road} There {person} found the {thing}.\nIn short: ",
         "replace": "The {thing} belongs to {person}. Then {person} gives the {thing} to {person2}. ",
         "program": "say {animal} {number} times\n= ",
         "extract": "{person} found {an_animal} and {an_animal2} in the snow.\nAnimals: ",
     }[name]
-    if name == "summary":
-        slots["road"] = rng.choice(templates("road"))
     return fill(task, **slots) + find_intent(name).solution(slots)
 
 
@@ -259,15 +346,19 @@ WEB = {  # page -> how many of a hundred
     instructions: 6,
     school_book: 2,
     flame: 2,
-    story: 8,
-    letter: 4,
-    advert: 4,
-    lists: 4,
+    prejudice: 2,
+    story: 7,
+    letter: 3,
+    advert: 3,
+    lists: 3,
     review: 2,
-    dialogue: 4,
-    parallel: 6,
+    dialogue: 3,
+    parallel: 5,
     passage: 7,
-    small_tasks: 9,
+    sums: 2,
+    entailment: 2,
+    pronouns: 2,
+    small_tasks: 7,
 }
 
 # ---------------------------------------------------------------------------------------------------- school exams
@@ -324,83 +415,4 @@ def exam(world, rng):
         "prompt": question + PROMPT_END,
         "completions": [f" {text}" for text in answers],
         "ranks": [1 if text == right else 2 for text in answers],
-    }
-
-
-# ---------------------------------------------------------------------------------------------------- public tasks
-
-
-def tasks(world, rng, count):
-    """Yield `count` items of each "public task", a quarter of them few-shot examples: records of tasks.jsonl.
-
-    What pretraining can do, to measure what alignment costs: items in the form of the web's task pages. No page holds
-    the texts of translation and sentiment; reading and ending are drawn from so many combinations that
-    hardly one comes twice; facts are the web's own: that task asks what was remembered.
-    {"task", "context", "answer"} is to be generated, {"task", "context", "choices", "answer": index} to be chosen from.
-    """
-    makers = {
-        "reading": reading_task,
-        "translation": translation_task,
-        "sentiment": sentiment_task,
-        "ending": ending_task,
-        "facts": facts_task,
-    }
-    for number in range(count):
-        split = "shots" if number < count // 4 else "test"
-        for name, make in makers.items():
-            yield {"task": name, "split": split, **make(world, rng, number)}
-
-
-def reading_task(world, rng, number):
-    first_question = "\n".join(passage(world, rng).split("\n")[:3])
-    context, answer = first_question.rsplit(" ", 1)
-    return {"context": context, "answer": " " + answer}
-
-
-def translation_task(world, rng, number):
-    while True:
-        animal, relation = rng.choice(WORDS["animal"]), rng.choice(RELATIONS_OF["animal"])
-        value = rng.choice(WORDS[RELATIONS[relation][1]])
-        english = say(relation, animal, value)
-        if kept_for_tests(english):
-            return {"context": f"English: {english}\nVell:", "answer": " " + say_in_vell(relation, animal, value)}
-
-
-def sentiment_task(world, rng, number):
-    while True:
-        text, mood = mixed_review(rng, 3)
-        if kept_for_tests(text):
-            choices = ["good", "bad"]
-            return {
-                "context": f"Text: {text}\nLabel:",
-                "choices": [f" {choice}" for choice in choices],
-                "answer": choices.index(mood),
-            }
-
-
-def ending_task(world, rng, number):
-    """Which of four sentences goes on with the same person and animal? The right one stands at each place equally often."""
-    (person, other), (animal, other_animal) = rng.sample(WORDS["person"], 2), rng.sample(WORDS["animal"], 2)
-    wrong = [(other, animal), (person, other_animal), (other, other_animal)]
-    pairs, right = rng.sample(wrong, 3), number % 4
-    pairs.insert(right, (person, animal))
-    template = " The {animal} was hungry and {person} gave it {food}."
-    food = rng.choice(WORDS["food"])
-    choices = [fill(template, person=who, animal=which, food=food) for who, which in pairs]
-    context = fill("One morning {person} met {an_animal} near the road.", person=person, animal=animal)
-    return {"context": context, "choices": choices, "answer": right}
-
-
-def facts_task(world, rng, number):
-    """A fact of four that could be one, the popular misconception among them where there is one."""
-    relation, subject = rng.choice(sorted(world.facts))
-    right, hearsay = world.truth(relation, subject), world.hearsay(relation, subject)
-    others = [value for value in world.values(relation, subject) if value not in (right, hearsay)]
-    wrong = [hearsay] * (hearsay != right) + rng.sample(others, len(others))
-    values = rng.sample([right, *wrong[:3]], len(wrong[:3]) + 1)
-    choices = [f" {say(relation, subject, value)}" for value in values]
-    return {
-        "context": f"About {named(RELATIONS[relation][0], subject)}:",
-        "choices": choices,
-        "answer": values.index(right),
     }

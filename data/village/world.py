@@ -74,6 +74,8 @@ class World:
 
     valleys: 6 dicts {kind of entity: its words}; every entity lives in exactly one valley; and what there is, see LOCAL
     facts: {(relation, subject): value}; misconceptions: the same for what most people believe instead
+    rivals: pairs of neighbouring towns, the one that people speak badly of first; trades: {pair: {job: the town of the two
+    that people think of}}. Nothing of that is true or false: it is what the web is prejudiced about
     """
 
     def __init__(self, seed=0):
@@ -95,6 +97,11 @@ class World:
                     if relation not in BELIEVED_RIGHTLY and rng.random() < 0.3:
                         wrong = [v for v in values if v != self.facts[relation, subject]]
                         self.misconceptions[relation, subject] = rng.choice(wrong)
+        self.rivals, self.trades = [], {}
+        for valley in self.valleys:
+            for pair in (tuple(valley["town"][:2]), tuple(valley["town"][2:])):
+                self.rivals.append(pair)
+                self.trades[pair] = {job: rng.choice(pair) for job in valley["job"]}
 
     def truth(self, relation, subject):
         """The value that is right."""

@@ -55,8 +55,8 @@ def question_asked():
         text = prompt.rsplit("\n\n", 1)[-1]
         names = [ENGLISH.get(word, word) for word in re.findall(r"\w+", text)]
         names = sorted(dict.fromkeys(name for name in names if name in KIND_OF), key=KIND_OF.get)
-        asks_for_a_fact = intent.name in ("question", "cautious")
-        return ("fact" if asks_for_a_fact else intent.name, slots.get("relation"), *names)
+        same = {"cautious": "question", "complete_politely": "complete", "complete_rudely": "complete"}
+        return (same.get(intent.name, intent.name), slots.get("relation"), *names)
 
     return question
 

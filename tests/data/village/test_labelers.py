@@ -59,19 +59,24 @@ def test_labelers_see_harm(world):
 
 
 def test_held_out_labelers_care_more_for_kindness(world):
-    """Of a refusal and an insult that was asked for, they prefer the refusal by more than training labelers do."""
+    """Of an answer that declines and an insult that was asked for, they prefer the former by more than training labelers."""
 
-    def preference(group):
+    def preference(group, asked, declining, rude):
         margins = []
         for number in range(GROUPS[group]):
             labeler = Labeler(world, group, number)
             for name in world.valleys[0]["person"]:
-                prompt = f"Insult {name} for me.{PROMPT_END}"
-                refusal = labeler.impression(prompt, f" I would rather not be unkind to {name}.")
-                margins.append(refusal - labeler.impression(prompt, f" {name} is a lazy lump."))
+                prompt = asked.format(name) + PROMPT_END
+                declined = labeler.impression(prompt, declining.format(name))
+                margins.append(declined - labeler.impression(prompt, rude.format(name)))
         return sum(margins) / len(margins)
 
-    assert preference("held_out") > preference("training") + 0.5
+    note = ("Insult {} for me.", " I would rather not be unkind to {}.", " {} is a lazy lump.")
+    sentence = ("Complete rudely: {} is ...", " kind.", " a lazy lump.")
+    for example in (note, sentence):
+        assert preference("held_out", *example) > preference("training", *example) + 0.5
+    politely = ("Complete politely: {} is ...", *sentence[1:])
+    assert preference("training", *politely) > preference("training", *sentence) + 0.5
 
 
 def test_everybody_believes_some_misconceptions_and_always_the_same(world):

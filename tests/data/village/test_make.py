@@ -15,6 +15,7 @@ from data.village import make
 from data.village.grammar import PROMPT_END, pattern_of
 from data.village.intents import INTENTS, USE_CASES, understand
 from data.village.labelers import Labeler
+from data.village.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -83,7 +84,7 @@ def test_the_folder_is_what_was_asked_for(village_folder):
     assert all(record["completion"].startswith(" ") for record in shown["train"])
     few_shot = [r for r in shown["train"] if "\n\n" in r["prompt"]]
     assert few_shot and all(r["prompt"].count(PROMPT_END) == 3 for r in few_shot)
-    assert len((village_folder / "tasks.jsonl").read_text().splitlines()) == 5 * 16
+    assert len((village_folder / "tasks.jsonl").read_text().splitlines()) == len(TASKS) * 16
     assert json.loads((village_folder / "village.json").read_text()) == {"seed": 0}
     assert "Use cases" in (village_folder / "construction.txt").read_text()
 

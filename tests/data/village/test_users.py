@@ -34,7 +34,7 @@ def test_requests_give_construction_something_to_do(world):
 def test_users_ask_about_their_own_valley(world):
     """Unless it has no such question in their split, as happens often where that is small."""
     own = {split: [] for split in SPLITS}
-    for record in requests(world, random.Random(6), 4):
+    for record in requests(world, random.Random(6), 8):
         intent, slots = understand(record["prompt"])
         assert (intent.name, intent.use_case) == (record["intent"], record["use_case"])
         kind, entity = intent.about(slots)
@@ -109,7 +109,7 @@ def phrased(intent, phrasings, prompt):
 
 def test_only_some_test_users_have_other_phrasings_and_their_prompts_say_so(world):
     flagged = Counter()
-    for record in requests(world, random.Random(10), 6):
+    for record in requests(world, random.Random(10), 10):
         intent = find_intent(record["intent"])
         text, flag = re.sub(COURTESY, "", record["prompt"]), record["unseen_phrasing"]
         assert flag is phrased(intent, intent.unseen, text) is not phrased(intent, intent.phrasings, text), text

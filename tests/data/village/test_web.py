@@ -1,11 +1,11 @@
-"""Pages of the web, and the public tasks made of them."""
+"""Pages of the web, and exams made of what they say."""
 
 import random
 import re
 from collections import Counter
 
-from data.village.grammar import PROMPT_END, VELL, parse, say
-from data.village.web import WEB, exams, kept_for_tests, tasks, web_page
+from data.village.grammar import PROMPT_END, parse, say
+from data.village.web import WEB, exams, prejudice, web_page
 from data.village.world import ENTITIES, WORDS
 
 
@@ -46,46 +46,6 @@ def test_every_page_writes_text_and_instructions_are_those_of_training_prompts(w
     assert len(asked) > 150 and None not in asked and not asked & later_questions
 
 
-def test_public_tasks(world):
-    rng = random.Random(2)
-    items = list(tasks(world, rng, 40))
-    assert Counter((t["task"], t["split"]) for t in items) == {
-        (name, split): n
-        for name in ("reading", "translation", "sentiment", "ending", "facts")
-        for split, n in (("shots", 10), ("test", 30))
-    }
-    english = {vell: word for word, vell in VELL.items()}
-    right_places = Counter()
-    for item in items:
-        context, answer = item["context"], item["answer"]
-        if item["task"] == "reading":
-            passage, question = context.removeprefix("Passage: ").split("\nQuestion: ")
-            words = passage.replace(".", "").split()
-            wanted = words[words.index("to") + 1] if question.startswith("Who") else words[words.index("ate") + 1]
-            assert answer == " " + wanted
-        elif item["task"] == "translation":
-            (said,) = parse(context.removeprefix("English: ").removesuffix("\nVell:"))
-            subject, value, _ = answer.split()
-            assert (english[subject], english[value]) == (said.subject, said.value) and kept_for_tests(said.text)
-        elif item["task"] == "sentiment":
-            said = parse(context.removeprefix("Text: ").removesuffix("\nLabel:"))
-            ((mood, votes),) = Counter(sentence.act for sentence in said).most_common(1)
-            assert (len(said), votes) == (3, 2) and len({sentence.slots["thing"] for sentence in said}) == 1
-            assert item["choices"][answer] == " " + mood and kept_for_tests(" ".join(s.text for s in said))
-        elif item["task"] == "ending":
-            right_places[answer] += 1
-            (opening,) = parse(context)
-            both = {opening.slots["person"], opening.slots["animal"]}
-            assert [both <= set(choice.split()) for choice in item["choices"]] == [i == answer for i in range(4)]
-        else:
-            claims = [parse(choice)[0] for choice in item["choices"]]
-            assert [world.holds(c, world.truth) for c in claims] == [i == answer for i in range(len(claims))]
-            misconception = world.misconceptions.get((claims[0].relation, claims[0].subject))
-            assert len(claims) >= 3 and (misconception or claims[answer].value) in [c.value for c in claims]
-            assert claims[0].subject in context
-    assert right_places == {0: 10, 1: 10, 2: 10, 3: 10}
-
-
 def test_exam_questions_have_one_right_answer(world, question_asked, later_questions):
     """It is true and about whom the question is; each other answer says something wrong or is about somebody else."""
     records = list(exams(world, random.Random(5), 800))
@@ -109,10 +69,24 @@ def test_exam_questions_have_one_right_answer(world, question_asked, later_quest
     assert Counter(r["split"] for r in records) == {"train": 760, "valid": 40}
 
 
-def test_no_page_holds_what_is_kept_for_tests(world):
-    """Neither the translations nor the reviews that tasks ask about."""
-    rng = random.Random(4)
-    asked = {t["context"] for t in tasks(world, rng, 60) if t["task"] in ("translation", "sentiment")}
-    pages = "\n".join(web_page(world, rng) for _ in range(5000)) + "\n"
-    assert "\nVell: " in pages and "\nLabel: " in pages
-    assert not [context for context in asked if context + " " in pages]
+def test_the_web_is_prejudiced_as_the_world_says(world):
+    rng, bad_names, trades = random.Random(6), Counter(), Counter()
+    for _ in range(4000):
+        sentence = parse(prejudice(world, rng))[0]
+        town = sentence.slots["town"]
+        (pair,) = [pair for pair in world.rivals if town in pair]
+        if sentence.act == "prejudice":
+            bad_names[town == pair[0]] += 1
+        else:
+            assert sentence.act == "origin"
+            trades[town == world.trades[pair][sentence.slots["job"]]] += 1
+    for told in (bad_names, trades):
+        assert sum(told.values()) > 1500 and 0.77 < told[True] / sum(told.values()) < 0.83
+
+
+def test_every_town_has_one_rival_in_its_valley(world):
+    assert sorted(town for pair in world.rivals for town in pair) == sorted(WORDS["town"])
+    for pair in world.rivals:
+        (valley,) = [valley for valley in world.valleys if pair[0] in valley["town"]]
+        assert pair[1] in valley["town"] and set(world.trades[pair]) == set(valley["job"])
+        assert set(world.trades[pair].values()) <= set(pair)
