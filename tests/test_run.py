@@ -18,6 +18,7 @@ import pytest
 import run
 from core.config import BadInput
 from core.report import has
+from data.village.tasks import TASKS
 from run import Config, main
 
 ROOT = Path(__file__).resolve().parents[1]
