@@ -44,6 +44,7 @@ class Config(Training):
     batch_size: PositiveInt = 5  # examples per step that fill the context, or as many tokens in shorter ones
     window: int = 40  # tokens of a short example, at most the context; 0 = all fill the context
     long_every: PositiveInt = 4  # every so many steps the examples fill the context
+    anywhere: bool = False  # examples begin at any token instead of where a document does
     learning_rate: PositiveFloat = 3e-3  # peak                               GPT-3 1.3B: 2e-4
     warmup: int = 50  # steps from 0 to the peak, then cosine to a tenth
     weight_decay: float = 0.1  # on matrices, as GPT-3
@@ -71,7 +72,7 @@ def corpus_loss(model, corpus, window, batches=8, batch_size=16):
 def main(cfg):
     device = set_up(cfg)
     tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
-    train, valid = Corpus(cfg.data, "train"), Corpus(cfg.data, "valid")
+    train, valid = Corpus(cfg.data, "train", cfg.anywhere), Corpus(cfg.data, "valid")
     model_config = shape_of_model(cfg, tokenizer.n_vocab)
     if cfg.init:
         model = load_policy(cfg.init, cfg, device, tokenizer_spec, cfg.dropout)

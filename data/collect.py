@@ -9,7 +9,7 @@ Writes OUT/comparisons.jsonl, which reward.py trains on (unless the data folder 
     rank(prompt, completions) -> ranks        1 = best, equal numbers = tie
 
 can be the labeler; `rate(prompt, completions) -> [1…7]` is used where it exists. The answers are sampled first, all of
-them (OUT/answers.jsonl); then each ranking is on disk the moment it is made (OUT/comparisons.partial.jsonl). Who stops, or
+them (OUT/answers.jsonl); then each ranking is written the moment it is made (OUT/comparisons.partial.jsonl). Who stops, or
 is stopped, goes on there when the command is run again, and whoever has had enough types q: what there is becomes
 OUT/comparisons.jsonl.
 
@@ -24,6 +24,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import cycle
@@ -199,7 +200,7 @@ def answers_to_rank(cfg, device, out, rng):
 
 
 class RankingsFile:
-    """OUT/comparisons.partial.jsonl: one ranking per line, each on the disk before the next is asked for."""
+    """OUT/comparisons.partial.jsonl: one ranking per line, written before the next is asked for."""
 
     def __init__(self, path):
         self.path, self.before = path, []  # before: rankings of a collection that was stopped
@@ -211,13 +212,15 @@ class RankingsFile:
                 os.truncate(path, len(complete))
             self.before = [record for _, record in read_jsonl(path)]
             print(f"{path}: going on after {len(self.before)} rankings")
-        self.file = open(path, "a", encoding="utf-8")
+        self.file, self.on_disk = open(path, "a", encoding="utf-8"), 0.0
 
     def write(self, record):
-        """Append a record; it is on the disk when this returns."""
+        """Append a record: not lost when this process is killed, nor, if it took a second to make, when the machine stops."""
         self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.file.flush()
-        os.fsync(self.file.fileno())
+        if time.monotonic() - self.on_disk > 1:  # simulated labelers make hundreds a second
+            os.fsync(self.file.fileno())
+            self.on_disk = time.monotonic()
 
 
 def rank_all(to_rank, groups, rankings_file, rng):

@@ -220,9 +220,13 @@ def with_room(records, tokenizer, limit, key="prompt"):
 
 
 class Corpus:
-    """One split of the corpus, memory-mapped: the file may be larger than memory."""
+    """One split of the corpus, memory-mapped: the file may be larger than memory.
 
-    def __init__(self, folder, split):
+    anywhere: random examples begin at any token, not where documents do.
+    """
+
+    def __init__(self, folder, split, anywhere=False):
+        self.anywhere = anywhere
         self.path = Path(folder) / f"corpus.{split}.bin"
         hint = "make the data folder first, e.g. python data/village/make.py"
         require(self.path.is_file(), f"{self.path}: not found; {hint}")
@@ -242,6 +246,10 @@ class Corpus:
 
     def windows(self, count, length, generator):
         """`count` random examples of `length` tokens, as an int64 array (count, length). Drawn with `generator`."""
+        if self.anywhere:
+            last = len(self.ids) - length
+            require(last >= 0, self.too_short(length))
+            return self.examples(torch.randint(last + 1, (count,), generator=generator).tolist(), length)
         starts = self.beginnings(length)
         drawn = torch.randint(len(starts), (count,), generator=generator)
         return self.examples(starts[drawn.numpy()], length)
@@ -261,7 +269,7 @@ class Corpus:
         followed by the next documents."""
         if length not in self.known_beginnings:
             last = len(self.ids) - length
-            require(last >= 0, f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}")
+            require(last >= 0, self.too_short(length))
             documents = self.document_starts()
             lengths = np.diff(documents, append=len(self.ids))
             step = max(1, length - 1)
@@ -270,6 +278,9 @@ class Corpus:
             starts = np.repeat(documents, pieces) + step * nth_piece
             self.known_beginnings[length] = starts[starts <= last]
         return self.known_beginnings[length]
+
+    def too_short(self, length):
+        return f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}"
 
     def document_starts(self, block=1 << 24):
         """Positions at which documents begin: 0, and behind every end-of-text but a last one."""

@@ -95,6 +95,15 @@ def test_examples_begin_where_documents_do(copy, tokenizer, lengths, length):
         assert not torch.equal(drawn, corpus.windows(300, length, generator(1)))
 
 
+def test_examples_may_begin_anywhere(copy, tokenizer):
+    corpus_of(copy, tokenizer, [5, 1, 7, 3])
+    corpus = Corpus(copy, "train", anywhere=True)
+    ids = corpus.ids.tolist()
+    drawn = corpus.windows(500, 4, generator(0))
+    assert {tuple(row) for row in drawn.tolist()} == {tuple(ids[start : start + 4]) for start in range(16 - 3)}
+    assert torch.equal(drawn, corpus.windows(500, 4, generator(0))) and drawn.dtype == torch.int64
+
+
 def test_every_token_of_a_long_document_is_in_an_example(copy, tokenizer):
     lengths = [3, 41, 2, 64, 100, 5, 30]
     corpus, seen = corpus_of(copy, tokenizer, lengths), set()
@@ -121,12 +130,13 @@ def test_fixed_examples_are_spread_from_end_to_end(copy, tokenizer):
     assert corpus.fixed_windows(10, 1).shape == (1, 10)
 
 
-@pytest.mark.parametrize("draw", ["windows", "fixed_windows"])
+@pytest.mark.parametrize("draw", ["windows", "fixed_windows", "anywhere"])
 def test_a_corpus_shorter_than_an_example_is_refused(copy, tokenizer, draw):
     corpus = corpus_of(copy, tokenizer, [4, 6])
     take = {
         "windows": lambda n: corpus.windows(1, n, generator(0)),
         "fixed_windows": lambda n: corpus.fixed_windows(n, 1),
+        "anywhere": lambda n: Corpus(copy, "train", anywhere=True).windows(1, n, generator(0)),
     }
     assert take[draw](10).shape == (1, 10)
     refused(lambda: take[draw](11), r"corpus\.train\.bin: 10 tokens are fewer than one example of 11")
