@@ -21,7 +21,7 @@ def test_both_are_trained_on_their_own_windows_and_measured(data, tmp_path, monk
     aligned, anywhere = (begun["corpus.train.bin", flag] for flag in (False, True))
     assert aligned <= documents and not anywhere <= documents
     found = json.loads((tmp_path / "document_starts.json").read_text())["models"]
-    settings = {name: read_checkpoint(tmp_path / name / "base.pt")["settings"] for name in found}
+    settings = {name: read_checkpoint(tmp_path / name / "base.pt")["config"] for name in found}
     assert [settings[name]["anywhere"] for name in ("documents", "anywhere")] == [False, True]
     for name in found:
         assert 0 <= found[name]["reward_model"]["training"] <= 1
