@@ -34,7 +34,7 @@ from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import set_up
 from core.output import output_folder, whole_file
 from core.ranking_metrics import mean_and_error
-from core.report import grouped_bars, horizontal_lines, name_groups, new_figure, save_figure, table
+from core.report import name_groups, new_figure, save_figure, table
 from data.folder import load_tokenizer, read_comparisons
 from data.village.labelers import load_labelers
 from reward import encode_rankings, score_differences, single_pairs
@@ -127,7 +127,7 @@ def variants(cfg, out, records):
             found.append(Variant(f"K = {k}", f"K_{k}", cut, settings))
         return found
     if cfg.vary == "pairs":
-        titles = {"together": "all pairs of a prompt at once", "shuffled": "shuffled single pairs"}
+        titles = {"together": "pairs together", "shuffled": "pairs shuffled"}
         return [Variant(titles[v], f"pairs_{v}", some, {"shuffle_pairs": v == "shuffled"}) for v in values]
     if cfg.vary == "epochs":
         return [Variant(f"{n} epoch{'s' * (n > 1)}", f"epochs_{n}", some, {"epochs": n}) for n in values]
@@ -221,18 +221,7 @@ def page(vary, models):
         cells += [f"{model[key][0]:.3f} ± {model[key][1]:.3f}" for key in ("loss_seen", "loss_new")]
         cells += [f"{100 * model[key][0]:.1f} ± {100 * model[key][1]:.1f}" for key in ("accuracy_seen", "accuracy_new")]
         rows.append([title, *cells])
-    head = [
-        "",
-        "parameters",
-        "rankings",
-        "answers",
-        "pairs",
-        "steps",
-        "loss, seen",
-        "new",
-        "accuracy, seen, %",
-        "new, %",
-    ]
+    head = ["", "parameters", "rankings", "answers", "pairs", "steps", "loss, seen", "new", "accuracy %, seen", "new"]
     return "\n".join([table(head, rows), "", *(f"- {said}" for said in sentences(vary, models)), ""])
 
 
@@ -241,14 +230,13 @@ def reward_figure(models):
     if (figure := new_figure(4)) is None:
         return None
     for axes, (what, unit) in zip(figure.subplots(1, 2), {"loss": 1, "accuracy": 100}.items()):
-        values, errors = {}, {}
-        for which in ("seen", "new"):
-            found = [model[f"{what}_{which}"] for model in models.values()]
-            values[which], errors[which] = ([unit * pair[i] for pair in found] for i in range(2))
-        grouped_bars(axes, values, errors)
-        horizontal_lines(axes)
+        for which, shift in {"seen": -0.08, "new": 0.08}.items():  # beside each other
+            means, errors = zip(*(model[f"{what}_{which}"] for model in models.values()))
+            places = [i + shift for i in range(len(models))]
+            means, errors = ([unit * value for value in some] for some in (means, errors))
+            axes.errorbar(places, means, errors, fmt="o", capsize=2, label=which)
         name_groups(axes, list(models))
-        axes.set_ylim(bottom=0.8 * min(map(min, values.values())))
+        axes.grid(axis="y", alpha=0.3)
         axes.set_title("loss (Eq. 1)" if what == "loss" else "pairs in the right order, %")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
