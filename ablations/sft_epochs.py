@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sft
+from ablations.sizes import verdict
 from core.batches import generator
 from core.checkpoint import load_policy, load_scalar_model, read_checkpoint
 from core.config import Device, PositiveInt, Seed, command_line, require
@@ -113,10 +114,9 @@ def sentences(epochs, duel):
         f"{len(losses)}; the reward model likes the answers of epoch {by_score} best."
     ]
     for how, rate in duel.items():
-        verdict = "preferred to" if rate["low"] > 0.5 else "beaten by" if rate["high"] < 0.5 else "not told from"
         when = "At T = 1" if how == "sampled" else "Greedy"
         said.append(
-            f"{when} the reward model's choice is {verdict} the one of the lowest validation loss: {interval(rate)} % of "
+            f"{when} the reward model's choice {verdict(rate)} the one of the lowest validation loss: {interval(rate)} % of "
             f"{rate['n']} test prompts."
         )
     said.append("The paper: validation loss overfits after 1 epoch, score and preference improve over all 16 (§3.5).")

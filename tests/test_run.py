@@ -262,3 +262,51 @@ def test_all_steps_at_two_sizes(killed, capsys):
     assert largest["win_rate"]["greedy"]["held_out"]["mean"] == 0.5, "against itself"
     sizes.main(cfg)
     assert capsys.readouterr().out.count("made with these settings") == 2 * 5, "what is there is not trained again"
+
+
+def test_reward_models_of_groups_of_labelers(killed, capsys):
+    from ablations import labeler_folds
+
+    out, _ = killed
+    labeler_folds.main(labeler_folds.Config(data=str(out / "data"), out=str(out), folds=2, quick=True, threads=1))
+    found, printed = json.loads((out / "labeler_folds.json").read_text()), capsys.readouterr().out
+    assert (out / "labeler_folds.md").read_text() in printed
+    first, second = (fold["left_out"] for fold in found["folds"])
+    assert len(first) == len(second) == 10 and len({*first, *second}) == 20
+    for names, number in ((first, 1), (second, 2)):
+        ranked = [json.loads(line) for line in (out / "reward_models" / f"fold_{number}.comparisons.jsonl").open()]
+        learned = {record["labeler"] for record in ranked if record["split"] == "train"}
+        assert learned and not learned & set(names), "nobody who is left out is learned from"
+    assert all(0 <= fold[kind] <= 1 for fold in found["folds"] for kind in labeler_folds.KINDS)
+
+
+def test_what_makes_a_reward_model_good(killed, capsys):
+    from ablations import reward_models
+
+    out, _ = killed
+    (out / "sizes" / "50k").mkdir(parents=True, exist_ok=True)
+    (out / "sizes" / "50k" / "ppo_init.pt").write_bytes((out / "ppo_init.pt").read_bytes())
+    for vary, values in {"K": "2,4", "size": "50k,0.6M"}.items():
+        cfg = reward_models.Config(vary=vary, values=values, data=str(out / "data"), out=str(out), quick=True)
+        reward_models.main(replace(cfg, threads=1))
+        models = json.loads((out / f"reward_{vary}.json").read_text())["models"]
+        assert (out / f"reward_{vary}.md").read_text() in capsys.readouterr().out and len(models) == 2
+        for model in models.values():
+            assert all(math.isfinite(model[key][0]) for key in ("loss_seen", "loss_new", "accuracy_seen"))
+        first, second = models.values()
+        assert first["answers"] == second["answers"] and first["loss_new"] != second["loss_new"], vary
+
+
+def test_sft_along_its_epochs(killed, capsys):
+    from ablations import sft_epochs
+
+    out, _ = killed
+    sft_epochs.main(sft_epochs.Config(data=str(out / "data"), out=str(out), quick=True, threads=1))
+    found, printed = json.loads((out / "sft_epochs.json").read_text()), capsys.readouterr().out
+    assert (out / "sft_epochs.md").read_text() in printed and len(found["epochs"]) == 2
+    first, second = found["epochs"]
+    assert first["greedy"]["win_rate"]["mean"] == 0.5, "against itself"
+    assert first["valid_loss"] != second["valid_loss"] and all(
+        1 <= e["sampled"]["likert"][0] <= 7 for e in found["epochs"]
+    )
+    assert set(found["chosen"].values()) <= {1, 2}
