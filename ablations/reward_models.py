@@ -10,9 +10,9 @@ whose answers all training labelers rank (ablations/labeler_folds.py). Seen: ran
 overfits has a lower loss on what it has seen and a higher one on what is new. Differences are paired by prompt.
 
 K at equal cost: labelers read the same number of answers in all, in rankings of 2, 3, 4 or 6. Rankings of at least the
-largest K are cut down to each K, so that prompts and answers are of one kind; every K gets as many steps and as many
-answers per step. The exams are not replayed here, so that there is nothing but rankings. What one ranking costs beside its
-answers, such as reading the prompt, is left out; it is less with a larger K.
+largest K are cut down to each K, so that prompts and answers are of one kind; every step has the same number of answers.
+The exams are not replayed here, so that there is nothing but rankings. A ranking whose answers all tie has been paid for
+and teaches nothing. What a ranking costs beside its answers, such as reading the prompt, is left out: a larger K saves it.
 """
 
 import json

@@ -153,7 +153,7 @@ def epochs_figure(epochs):
         wins.errorbar(numbers, [100 * rate["mean"] for rate in rates], errors, marker="o", capsize=2, label=label)
     titles = ("validation loss", "reward-model score", "the judge's Likert, 1-7", "% preferred to epoch 1")
     for axes, title in zip((loss, score, likert, wins), titles):
-        axes.set(title=title, xlabel="epoch of SFT")
+        axes.set(title=title, xlabel="epoch of SFT", xticks=numbers)
         axes.grid(alpha=0.3)
     figure.legend(*score.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
