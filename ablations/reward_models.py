@@ -143,7 +143,7 @@ def variants(cfg, out, records):
 
 
 def train_variant(cfg, variant, stored):
-    """Train one model. A size of its own learns from the exams first, as run.py's does. -> path"""
+    """Train one model; of another size, first on the exams, as run.py does it. stored: validation rankings. -> path"""
     settings = dict(variant.settings)
     if cfg.vary == "size":
         size, exams = SIZES[variant.title], read_comparisons(Path(cfg.data) / "exams.jsonl")
