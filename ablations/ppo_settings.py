@@ -1,0 +1,557 @@
+"""Which settings of PPO matter? One of them is varied, everything else stays as it is (App. E.6, E.7, E.8, E.11).
+
+    python ablations/ppo_settings.py --vary kl_coef            # after run.py: β, each without and with pretraining mix
+    python ablations/ppo_settings.py --vary ptx_coef           # γ, the weight of the pretraining loss
+    python ablations/ppo_settings.py --vary ptx_per_episode    # pretraining examples per episode
+    python ablations/ppo_settings.py --vary batch_size         # episodes per iteration, as many episodes in all
+    python ablations/ppo_settings.py --vary minibatch_size     # episodes per update
+    python ablations/ppo_settings.py --vary iterations         # training for longer
+    python ablations/ppo_settings.py --vary init               # what PPO starts from and is held to
+
+-> OUT/ablations/VARY/results.md, results.json, with matplotlib results.png. The policies lie in OUT/ablations/policies,
+because several sweeps need the same ones; what has been trained with these settings is not trained again.
+
+Runs are short: 32 iterations, ppo.py has 60. Each is made with every one of --seeds, which draw prompts, samples and
+minibatches, and its answers too. Unless β or γ is varied, all are PPO-ptx. What else has to follow, follows: the average
+of the weights always spans the same share of a run, and where iterations are larger, fewer of them wait for the value model
+and warm up.
+
+All measures are on validation prompts: settings are chosen by them, and the test prompts are left for evaluate.py. (The
+public tasks have no validation items; these are evaluate.py's.) The page says what the paper found and whether it shows
+here. Two numbers are told apart if the 95 % interval of their difference, over prompts or task items, leaves out 0, and the
+difference has the same sign under every seed. Corpus loss and KL have no interval: for them only the seeds decide.
+"""
+
+import json
+import math
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ppo
+import sft
+from core.batches import generator
+from core.checkpoint import load_policy, load_scalar_model, read_checkpoint
+from core.config import Device, PositiveFloat, PositiveInt, Seed, command_line, require
+from core.device import sampling_copy, set_up
+from core.output import output_folder, whole_file
+from core.ranking_metrics import mean_and_error
+from core.report import colours, new_figure, save_figure, table
+from core.text import kl_of_answers, respond, score_answers
+from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room
+from data.village.world import read_world
+from evaluate import gold_report, load_judge_and_labelers, task_scores, win_rates
+from pretrain import corpus_loss
+
+
+@dataclass
+class Config(Device):
+    vary: Literal["kl_coef", "ptx_coef", "ptx_per_episode", "batch_size", "minibatch_size", "iterations", "init"] = (
+        "kl_coef"  # the setting of ppo.py that is varied
+    )
+    data: str = "out/run/data"  # data folder, of the village
+    out: str = "out/run"  # run folder of run.py: base.pt, ppo_init.pt, reward.pt
+    seeds: str = "0,1"  # of PPO, a,b: every variant is trained with each
+    iterations: PositiveInt = 32  # of PPO, a multiple of 4; ppo.py has 60
+    ptx_coef: PositiveFloat = 0.2  # γ of PPO-ptx
+    prompts: PositiveInt = 300  # validation prompts that are answered; fewer if the data has fewer
+    labelers: PositiveInt = 3  # held-out labelers per prompt
+    max_new_tokens: PositiveInt = 40  # longest response
+    quick: bool = False  # tiny settings, to see every step work
+    seed: Seed = 0  # of the opponents' answers and of the choice of labelers
+
+
+QUICK = {"iterations": 12, "batch_size": 16, "minibatch_size": 4, "sample_prompts": 8}
+KL_COEFS = {0.0, 0.02, ppo.Config.kl_coef, 0.5, 2.0}
+PTX_COEFS = {0.0, 0.05, 0.5, 2.0}  # and --ptx_coef
+INITS = {  # checkpoints; the SFT models differ in how much of the loss is pretraining loss
+    "base": "from GPT",
+    "ppo_init_mix_0": "from SFT without pretraining mix",
+    "ppo_init": "from PPO's start, SFT with a little mix",
+    "ppo_init_mix_0.5": "from SFT, half of the loss the mix",
+}
+TITLES = {
+    "kl_coef": "β = {:g}",
+    "ptx_coef": "γ = {:g}",
+    "ptx_per_episode": "{} examples per episode",
+    "batch_size": "{} episodes per iteration",
+    "minibatch_size": "minibatches of {}",
+    "iterations": "{} iterations",
+}
+
+
+# ---------------------------------------------------------------------------------------------------- what is trained
+
+
+def default_settings(cfg):
+    """The settings of PPO-ptx around which one is varied."""
+    names = ("kl_coef", "ptx_per_episode", "batch_size", "minibatch_size", "warmup_iterations", "value_only_iterations")
+    settings = {name: getattr(ppo.Config, name) for name in (*names, "sample_prompts")}
+    settings |= {"init": "ppo_init", "iterations": cfg.iterations, "ptx_coef": cfg.ptx_coef}
+    return settings | (QUICK if cfg.quick else {})
+
+
+def variants(cfg):
+    """What a sweep trains: for each variant the settings that are varied, the default's among them. -> [{name: value}]"""
+    default, vary = default_settings(cfg), cfg.vary
+    if vary == "kl_coef":
+        return [{"kl_coef": kl, "ptx_coef": ptx} for ptx in (0.0, cfg.ptx_coef) for kl in sorted(KL_COEFS)]
+    factors = {"ptx_per_episode": (0.5, 1, 4), "minibatch_size": (0.25, 0.5, 1, 2), "iterations": (0.5, 1, 2, 4)}
+    factors["batch_size"] = (0.25, 0.5, 1, 2, 4)
+    if vary in factors:
+        return [{vary: int(default[vary] * factor)} for factor in factors[vary]]
+    return [{vary: value} for value in (sorted(PTX_COEFS | {cfg.ptx_coef}) if vary == "ptx_coef" else INITS)]
+
+
+def title_of(settings):
+    """{"kl_coef": 0.5, "ptx_coef": 0} -> "β = 0.5, γ = 0" """
+    return ", ".join(INITS[value] if key == "init" else TITLES[key].format(value) for key, value in settings.items())
+
+
+def name_of(cfg, settings, seed):
+    """The name of a policy's files: what differs from the default, and the seed."""
+    default = default_settings(cfg)
+    different = [f"{key}_{value}" for key, value in settings.items() if value != default[key]]
+    return "_".join([*different, f"seed_{seed}"])
+
+
+def ppo_config(cfg, settings, seed):
+    """The ppo.Config of a variant, and of whatever has to follow from what is varied."""
+    default = default_settings(cfg)
+    chosen = default | settings
+    for key in ("iterations", "warmup_iterations", "value_only_iterations"):  # counted in episodes
+        chosen[key] = chosen[key] * default["batch_size"] // chosen["batch_size"]
+    learning = chosen["iterations"] - chosen["value_only_iterations"]
+    updates = learning * chosen["batch_size"] / chosen["minibatch_size"]
+    usual = (ppo.Config.iterations - ppo.Config.value_only_iterations) * ppo.Config.batch_size
+    usual /= ppo.Config.minibatch_size
+    chosen["ema"] = round(ppo.Config.ema ** (usual / updates), 4)  # as little is left of the initial weights
+    chosen |= {name: getattr(cfg, name) for name in ("data", "max_new_tokens", "device", "threads", "dtype")}
+    chosen |= {"out": str(policies_folder(cfg)), "name": name_of(cfg, settings, seed), "seed": seed}
+    chosen |= {"init": str(checkpoint_of(cfg, chosen["init"])), "reward_model": f"{cfg.out}/reward.pt"}
+    return ppo.Config(**chosen, save_every=8, resume=True)
+
+
+def policies_folder(cfg):
+    return Path(cfg.out) / "ablations" / "policies"
+
+
+def checkpoint_of(cfg, init):
+    """Where one of INITS lies: run.py has made two of them."""
+    return (policies_folder(cfg) if "mix" in init else Path(cfg.out)) / f"{init}.pt"
+
+
+def train_init(cfg, init):
+    """SFT like the run's ppo_init.pt, which remembers its settings, but with another share of pretraining loss."""
+    remembered = read_checkpoint(Path(cfg.out) / "ppo_init.pt").get("config", {})
+    settings = {field.name: remembered[field.name] for field in fields(sft.Config) if field.name in remembered}
+    settings |= {name: getattr(cfg, name) for name in ("data", "device", "threads", "dtype")}
+    settings |= {"init": f"{cfg.out}/base.pt", "out": str(policies_folder(cfg)), "name": init}
+    settings |= {"pretrain_mix": float(init.rsplit("_", 1)[1]), "save_every": 50, "resume": True}
+    sft.main(sft.Config(**settings))
+
+
+def seeds_of(text):
+    """ "0,1" -> [0, 1], BadInput for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    right = all(part.isdecimal() and int(part) < 2**63 for part in parts) and len(set(parts)) == len(parts)
+    require(right, f"--seeds {text}: must be different whole numbers, a,b")
+    return [int(part) for part in parts]
+
+
+# ---------------------------------------------------------------------------------------------------- measuring
+
+
+def over_prompts(values):
+    """One number per prompt -> {"mean", "error" (half the 95 % interval), "values"}"""
+    mean, error = mean_and_error(values)
+    return {"mean": mean, "error": error, "values": [round(value, 4) for value in values]}
+
+
+def over_tasks(shares, counts):
+    """Mean of the shares right, and its 95 % error over the tasks' items. shares: {task: share}, counts: {task: items}"""
+    variance = sum(share * (1 - share) / counts[task] for task, share in shares.items())
+    return {"mean": fmean(shares.values()), "error": 1.96 * math.sqrt(variance) / len(shares)}
+
+
+def measure(cfg, seeds, device):
+    """All policies answer the validation prompts. -> {"n_prompts", "default", "references": {name: …}, "policies": […]}
+
+    A policy is {"title", "settings", "measured": [{measure: {"mean", "error"}}, one per seed]}.
+    """
+    tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
+    judge, groups = load_judge_and_labelers(cfg)
+    held_out, corpus = {"held_out": groups["held_out"]}, Corpus(cfg.data, "valid")
+    items = [item for _, item in read_jsonl(Path(cfg.data) / "tasks.jsonl")]
+    tested = [item["task"] for item in items if item["split"] == "test"]
+    counts = {task: tested.count(task) for task in tested}
+
+    def load(path):
+        return load_policy(path, cfg, device, tokenizer_spec, sharded=False)
+
+    reward_model = load_scalar_model(Path(cfg.out) / "reward.pt", cfg, device, tokenizer_spec, sharded=False)
+    room = reward_model.config.block_size - cfg.max_new_tokens
+    records = with_room(read_prompts(cfg.data, "valid"), tokenizer, room)[: 8 if cfg.quick else cfg.prompts]
+    prompts = [record["prompt"] for record in records]
+
+    def answer(model, seed, purpose, temperature):
+        sampler, rng = sampling_copy(model, cfg), generator(seed, purpose)
+        return respond(sampler, tokenizer, prompts, cfg.max_new_tokens, temperature, rng)
+
+    start = load(checkpoint_of(cfg, "ppo_init"))
+    opponents = {"win_rate": answer(start, cfg.seed, "opponents", 1.0), "win_rate_greedy": answer(start, 0, "", 0.0)}
+
+    def measured(path, seed, reference=None):
+        model = load(path)
+        answers = {"win_rate": answer(model, seed, "answers", 1.0), "win_rate_greedy": answer(model, 0, "", 0.0)}
+        texts = [text for text, _ in answers["win_rate"]]
+        scores = score_answers(reward_model, tokenizer, prompts, answers["win_rate"])
+        gold = [gold_report(judge, [record], [text])["likert"] for record, text in zip(records, texts)]
+        found = {"score": over_prompts(scores), "likert": over_prompts(gold)}
+        for how, others in opponents.items():
+            rate = win_rates(held_out, cfg.labelers, prompts, answers[how], others, cfg.seed)["held_out"]
+            found[how] = {"mean": rate["mean"], "error": rate["high"] - rate["mean"]}
+        found["tasks"] = over_tasks(task_scores(model, tokenizer, items), counts)
+        found["corpus_loss"] = {"mean": corpus_loss(model, corpus, min(128, model.config.block_size - 1)), "error": 0.0}
+        if reference is not None:
+            kl = kl_of_answers(model, reference, tokenizer, prompts, answers["win_rate"])
+            log = [record for _, record in read_jsonl(path.with_suffix(".jsonl"))]
+            seconds = sum(record["seconds_rollout"] + record["seconds_update"] for record in log)
+            found |= {"kl": {"mean": kl, "error": 0.0}, "seconds": {"mean": seconds, "error": 0.0}}
+        return found
+
+    references, policies = {}, []
+    for name, init in (("GPT", "base"), ("PPO's start", "ppo_init")):
+        path = checkpoint_of(cfg, init)
+        references[name] = {"title": name, "measured": [measured(path, seed) for seed in seeds]}
+    default = default_settings(cfg)
+    for settings in variants(cfg):
+        reference = load(checkpoint_of(cfg, (default | settings)["init"]))
+        paths = {seed: policies_folder(cfg) / f"{name_of(cfg, settings, seed)}.pt" for seed in seeds}
+        numbers = [measured(path, seed, reference) for seed, path in paths.items()]
+        policies.append({"title": title_of(settings), "settings": settings, "measured": numbers})
+    usual = next(title_of(s) for s in variants(cfg) if (default | s) == default)
+    return {"n_prompts": len(prompts), "default": usual, "references": references, "policies": policies}
+
+
+# ---------------------------------------------------------------------------------------------------- comparing
+
+MEASURES = {  # {measure: (name, digits, times)}
+    "score": ("reward-model score", 2, 1),
+    "likert": ("judge's Likert", 2, 1),
+    "win_rate": ("% preferred to PPO's start, T = 1", 1, 100),
+    "win_rate_greedy": ("both greedy", 1, 100),
+    "tasks": ("public tasks, % right", 1, 100),
+    "corpus_loss": ("corpus loss", 3, 1),
+    "kl": ("KL to its start", 2, 1),
+    "seconds": ("seconds", 0, 1),
+}
+
+
+def over_seeds(policy, key):
+    """Mean over the seeds, and the mean of their errors: all seeds answer the same prompts, so more of them need not help."""
+    numbers = [measured[key] for measured in policy["measured"]]
+    return fmean(x["mean"] for x in numbers), fmean(x["error"] for x in numbers)
+
+
+def difference(one, other, key):
+    """How much more of a measure `one` has than `other`. -> mean, 95 % error, 1 or -1 if they can be told apart, else 0
+
+    Prompt by prompt where there is a number for each; else as if the two were independent, which is the wider interval.
+    """
+    pairs = [(a[key], b[key]) for a, b in zip(one["measured"], other["measured"], strict=True)]
+    by_seed = [a["mean"] - b["mean"] for a, b in pairs]
+    mean = fmean(by_seed)
+    if "values" in pairs[0][0]:
+        by_prompt = zip(*([x - y for x, y in zip(a["values"], b["values"], strict=True)] for a, b in pairs))
+        _, error = mean_and_error([fmean(column) for column in by_prompt])
+    else:
+        error = math.hypot(over_seeds(one, key)[1], over_seeds(other, key)[1])
+    sign = (mean > error) - (mean < -error)
+    return mean, error, sign if all(x * sign > 0 for x in by_seed) else 0
+
+
+def more(one, other, key):
+    """Has `one` more of it than `other`, and can the two be told apart?"""
+    return difference(one, other, key)[2] > 0
+
+
+def amount(policy, key):
+    """A measure as text: the mean over seeds, and of several the mean of each."""
+    _, digits, times = MEASURES[key]
+    each = [f"{times * measured[key]['mean']:.{digits}f}" for measured in policy["measured"]]
+    seeds = f" ({', '.join(each)})" if len(each) > 1 else ""
+    return f"{times * over_seeds(policy, key)[0]:.{digits}f}{seeds}"
+
+
+def change(one, other, key):
+    """The difference of two as text, "-0.42 ± 0.10"."""
+    _, digits, times = MEASURES[key]
+    mean, error, _ = difference(one, other, key)
+    return f"{times * mean:+.{digits}f} ± {times * error:.{digits}f}"
+
+
+def compared(one, other, key):
+    """Two policies by one measure, in words."""
+    words = {1: "higher", -1: "lower", 0: "not told apart"}[difference(one, other, key)[2]]
+    named = [f"{policy['title']} {amount(policy, key)}" for policy in (one, other)]
+    return f"{MEASURES[key][0]} of {named[0]} against {named[1]}: {words}, {change(one, other, key)}"
+
+
+def against(policies, default, key):
+    """All policies against the default by one measure, in one sentence."""
+    groups = {1: "higher", -1: "lower", 0: "not told apart"}
+    others = [policy for policy in policies if policy is not default]
+    parts = []
+    for sign, words in groups.items():
+        members = [
+            f"{p['title']} ({change(p, default, key)})" for p in others if difference(p, default, key)[2] == sign
+        ]
+        parts.append(f"{words}: {'; '.join(members) or 'none'}")
+    name = MEASURES[key][0]
+    return (
+        f"{name[0].upper()}{name[1:]}, {default['title']} has {amount(default, key)}. {'. '.join(parts).capitalize()}."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- the paper's findings
+
+
+class Claim(NamedTuple):
+    """What the paper found, whether it shows here, and the numbers that say so."""
+
+    paper: str
+    shows: bool
+    numbers: str
+
+
+def claims(found):
+    """The paper's findings about the setting that was varied, each held against the numbers. -> [Claim]"""
+    policies = found["policies"]
+    default = next(policy for policy in policies if policy["title"] == found["default"])
+    gpt, start = found["references"]["GPT"], found["references"]["PPO's start"]
+    return CLAIMS[found["vary"]](policies, default, gpt, start)
+
+
+def kl_coef_claims(policies, default, gpt, start):
+    without = [policy for policy in policies if policy["settings"]["ptx_coef"] == 0]
+    loosest, *_, strictest = [policy for policy in policies if policy["settings"]["ptx_coef"] != 0]
+    usual = next(policy for policy in without if policy["settings"]["kl_coef"] == default["settings"]["kl_coef"])
+    strict = without[-1]
+    return [
+        Claim(
+            "Without ptx even the largest β does not give the public tasks back (App. E.6, §4.2).",
+            more(gpt, strict, "tasks"),
+            f"{compared(strict, gpt, 'tasks')}; {compared(strict, usual, 'tasks')}",
+        ),
+        Claim(
+            "It costs reward (App. E.6).",
+            more(usual, strict, "score"),
+            compared(strict, usual, "score"),
+        ),
+        Claim(
+            "Ptx does give them back (§4.2).",
+            more(default, usual, "tasks") and not more(gpt, default, "tasks"),
+            f"{compared(default, usual, 'tasks')}; {compared(default, gpt, 'tasks')}",
+        ),
+        Claim(
+            "With ptx, no KL term at all is worse (App. E.7).",
+            more(default, loosest, "likert"),
+            compared(loosest, default, "likert"),
+        ),
+        Claim(
+            "So is the largest β (App. E.7).",
+            more(default, strictest, "likert"),
+            compared(strictest, default, "likert"),
+        ),
+    ]
+
+
+def ptx_coef_claims(policies, default, gpt, start):
+    none, largest, mixed = policies[0], policies[-1], policies[1:]
+    lost = [more(gpt, policy, "tasks") for policy in policies]
+    enough = next((p["title"] for i, p in enumerate(policies) if not any(lost[i:])), "no γ that was tried")
+    differ = [policy for policy in mixed if difference(policy, default, "likert")[2]]
+    return [
+        Claim(
+            "What PPO loses of the public tasks, enough γ gives back (App. E.6).",
+            lost[0] and not lost[-1],
+            f"told apart from GPT's {amount(gpt, 'tasks')} no more from {enough} on; {compared(none, gpt, 'tasks')}; "
+            f"{compared(largest, gpt, 'tasks')}",
+        ),
+        Claim(
+            "The reward falls as γ grows (App. E.6).",
+            more(none, largest, "score"),
+            compared(largest, none, "score"),
+        ),
+        Claim(
+            "How people like the answers hardly depends on γ, as long as it is not 0 (App. E.6).",
+            not differ,
+            against(mixed, default, "likert"),
+        ),
+    ]
+
+
+def ptx_per_episode_claims(policies, default, gpt, start):
+    fewest, most = policies[0], policies[-1]
+    cost = over_seeds(most, "seconds")[0] / over_seeds(default, "seconds")[0]
+    return [
+        Claim(
+            "With half as many the pretraining loss rises while PPO trains (App. E.11).",
+            more(fewest, start, "corpus_loss"),
+            f"{compared(fewest, start, 'corpus_loss')}; {compared(default, start, 'corpus_loss')}",
+        ),
+        Claim(
+            "Four times as many make better answers (App. E.11).",
+            more(most, default, "likert"),
+            compared(most, default, "likert"),
+        ),
+        Claim("They cost several times as much (App. E.11).", cost > 2, f"{cost:.1f} times the seconds"),
+    ]
+
+
+def best_claims(paper):
+    """Of a setting of which the paper found one value best: is no other told to be better, and one told to be worse?"""
+
+    def claims(policies, default, gpt, start):
+        others = [policy for policy in policies if policy is not default]
+        better = [policy for policy in others if more(policy, default, "likert")]
+        worse = [policy for policy in others if more(default, policy, "likert")]
+        return [Claim(paper, bool(worse and not better), against(policies, default, "likert"))]
+
+    return claims
+
+
+def iterations_claims(policies, default, gpt, start):
+    shortest, half, longest = policies[0], policies[-2], policies[-1]
+    return [
+        Claim(
+            "Training twice as long brings nothing more (App. E.6, E.11).",
+            not more(longest, half, "likert"),
+            f"{compared(longest, half, 'likert')}; {compared(longest, half, 'score')}",
+        ),
+        Claim(
+            "PPO-ptx is above GPT on the public tasks at first (App. E.6).",
+            more(shortest, gpt, "tasks"),
+            compared(shortest, gpt, "tasks"),
+        ),
+        Claim(
+            "… and a little below it in the end (App. E.6).",
+            more(gpt, longest, "tasks"),
+            compared(longest, gpt, "tasks"),
+        ),
+    ]
+
+
+CLAIMS = {
+    "kl_coef": kl_coef_claims,
+    "ptx_coef": ptx_coef_claims,
+    "ptx_per_episode": ptx_per_episode_claims,
+    "batch_size": best_claims(
+        "Of 64 to 1,024 episodes per iteration the default, 512, is best (App. E.11); ours is 256."
+    ),
+    "minibatch_size": best_claims(
+        "Of 8, 16, 32 and 64 episodes per update 32, our default, is best, barely (App. E.11)."
+    ),
+    "iterations": iterations_claims,
+    "init": best_claims("Of 0, 10 and 50 % pretraining mix in PPO's start only 10 % stands out (App. C.3, E.8)."),
+}
+
+
+# ---------------------------------------------------------------------------------------------------- the page
+
+
+def page(found):
+    """Findings, comparisons and table, as markdown."""
+    policies = found["policies"]
+    default = next(policy for policy in policies if policy["title"] == found["default"])
+    seeds = len(default["measured"])
+    lines = [f"# PPO with another {found['vary']}", ""]
+    if found["quick"]:
+        lines += ["--quick: the numbers mean nothing.", ""]
+    lines += [
+        f"{found['n_prompts']} validation prompts; test prompts are left for the final evaluation. {seeds} "
+        f"seed{'s' if seeds > 1 else ''} of PPO, the default trains for {found['iterations']} iterations (ppo.py: "
+        f"{ppo.Config.iterations}). ±: 95 %.",
+        "",
+        "What the paper found, and whether it shows here:",
+        "",
+    ]
+    for claim in claims(found):
+        verdict = "It shows here" if claim.shows else "It does not show here"
+        lines.append(f"- {claim.paper} {verdict}: {claim.numbers}{'' if claim.numbers.endswith('.') else '.'}")
+    lines += ["", f"Against the default, {default['title']}:", ""]
+    lines += [f"- {against(policies, default, key)}" for key in ("score", "likert", "win_rate_greedy", "tasks")]
+    rows = []
+    for policy in (*found["references"].values(), *policies):
+        rows.append([policy["title"]])
+        for key, (_, digits, times) in MEASURES.items():
+            known = key in policy["measured"][0]
+            error = times * over_seeds(policy, key)[1] if known else 0
+            rows[-1].append(f"{amount(policy, key)}{f' ± {error:.{digits}f}' if error else ''}" if known else "-")
+    return "\n".join([*lines, "", table(["", *(name for name, _, _ in MEASURES.values())], rows), ""])
+
+
+def settings_figure(found):
+    """Reward-model score, Likert and tasks by the setting; PPO-ptx, and PPO where it is there. -> matplotlib's Figure or None"""
+    if (figure := new_figure(3.6)) is None:
+        return None
+    vary, lines = found["vary"], {}
+    for policy in found["policies"]:
+        name = title_of({"ptx_coef": policy["settings"]["ptx_coef"]}) if vary == "kl_coef" else ""
+        lines.setdefault(name, []).append(policy)
+    for axes, key in zip(figure.subplots(1, 3), ("score", "likert", "tasks")):
+        name, _, times = MEASURES[key]
+        for (label, policies), colour in zip(lines.items(), colours(len(lines))):
+            means, errors = zip(*(over_seeds(policy, key) for policy in policies))
+            means, errors = ([times * x for x in column] for column in (means, errors))
+            axes.errorbar(range(len(means)), means, errors, marker="o", capsize=2, color=colour, label=label)
+        for (title, policy), style in zip(found["references"].items(), (":", "--")):
+            if key == "tasks" or title != "GPT":
+                axes.axhline(times * over_seeds(policy, key)[0], color="grey", linestyle=style, label=title)
+        values = [policy["settings"][vary] for policy in policies]
+        axes.set_xticks(range(len(values)), [str(value) for value in values], rotation=20 if vary == "init" else 0)
+        axes.set(xlabel=vary, title=name)
+        axes.grid(alpha=0.3)
+    labels = dict(zip(*reversed(figure.axes[-1].get_legend_handles_labels())))
+    labels.pop("", None)
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def main(cfg):
+    device, seeds, run_folder = set_up(cfg), seeds_of(cfg.seeds), Path(cfg.out)
+    right = cfg.iterations % 4 == 0 and cfg.iterations >= 12
+    require(right, f"--iterations {cfg.iterations}: must be a multiple of 4, at least 12, so that it can be divided")
+    for file in ("base.pt", "ppo_init.pt", "reward.pt"):
+        fix = f"make it first with: python run.py --out {cfg.out}"
+        require((run_folder / file).exists(), f"{run_folder / file}: not found; {fix}")
+    read_world(cfg.data)  # BadInput if it is not the village's
+    out = output_folder(run_folder / "ablations" / cfg.vary)
+    if cfg.vary == "init":
+        for init in (init for init in INITS if "mix" in init):
+            print(f"\n=== {INITS[init]} ===", flush=True)
+            train_init(cfg, init)
+    for settings in variants(cfg):
+        for seed in seeds:
+            print(f"\n=== {title_of(settings)}, seed {seed} ===", flush=True)
+            ppo.main(ppo_config(cfg, settings, seed))
+    found = {"vary": cfg.vary, "config": vars(cfg), "quick": cfg.quick}
+    found |= {"iterations": default_settings(cfg)["iterations"], **measure(cfg, seeds, device)}
+    with whole_file(out / "results.json") as file:
+        json.dump(found | {"claims": [claim._asdict() for claim in claims(found)]}, file, indent=1)
+    figure = settings_figure(found)
+    if figure is not None:
+        save_figure(figure, out / "results.png")
+    text = page(found)
+    with whole_file(out / "results.md") as file:
+        file.write(text)
+    print(f"\n{text}\nwrote {out}/results.md, results.json{'' if figure is None else ', results.png'}")
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)
