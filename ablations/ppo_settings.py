@@ -44,7 +44,7 @@ from core.report import colours, new_figure, save_figure, table
 from core.text import kl_of_answers, respond, score_answers
 from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room
 from data.village.world import read_world
-from evaluate import gold_report, load_judge_and_labelers, task_scores, win_rates
+from evaluate import load_judge_and_labelers, task_scores, win_rates
 from pretrain import corpus_loss
 
 
@@ -167,15 +167,9 @@ def seeds_of(text):
 
 
 def over_prompts(values):
-    """One number per prompt -> {"mean", "error" (half the 95 % interval), "values"}"""
+    """One number per prompt or task item -> {"mean", "error" (half the 95 % interval), "values"}"""
     mean, error = mean_and_error(values)
     return {"mean": mean, "error": error, "values": [round(value, 4) for value in values]}
-
-
-def over_tasks(shares, counts):
-    """Mean of the shares right, and its 95 % error over the tasks' items. shares: {task: share}, counts: {task: items}"""
-    variance = sum(share * (1 - share) / counts[task] for task, share in shares.items())
-    return {"mean": fmean(shares.values()), "error": 1.96 * math.sqrt(variance) / len(shares)}
 
 
 def measure(cfg, seeds, device):
@@ -186,9 +180,8 @@ def measure(cfg, seeds, device):
     tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
     judge, groups = load_judge_and_labelers(cfg)
     held_out, corpus = {"held_out": groups["held_out"]}, Corpus(cfg.data, "valid")
-    items = [item for _, item in read_jsonl(Path(cfg.data) / "tasks.jsonl")]
-    tested = [item["task"] for item in items if item["split"] == "test"]
-    counts = {task: tested.count(task) for task in tested}
+    items = [item for _, item in read_jsonl(Path(cfg.data) / "tasks.jsonl") if item["split"] == "test"]
+    items = [item | {"task": str(i)} for i, item in enumerate(items)]  # each its own task: the answer to each is known
 
     def load(path):
         return load_policy(path, cfg, device, tokenizer_spec, sharded=False)
@@ -208,14 +201,13 @@ def measure(cfg, seeds, device):
     def measured(path, seed, reference=None):
         model = load(path)
         answers = {"win_rate": answer(model, seed, "answers", 1.0), "win_rate_greedy": answer(model, 0, "", 0.0)}
-        texts = [text for text, _ in answers["win_rate"]]
         scores = score_answers(reward_model, tokenizer, prompts, answers["win_rate"])
-        gold = [gold_report(judge, [record], [text])["likert"] for record, text in zip(records, texts)]
+        gold = [judge(prompt, text)["likert"] for prompt, (text, _) in zip(prompts, answers["win_rate"])]
         found = {"score": over_prompts(scores), "likert": over_prompts(gold)}
         for how, others in opponents.items():
             rate = win_rates(held_out, cfg.labelers, prompts, answers[how], others, cfg.seed)["held_out"]
             found[how] = {"mean": rate["mean"], "error": rate["high"] - rate["mean"]}
-        found["tasks"] = over_tasks(task_scores(model, tokenizer, items), counts)
+        found["tasks"] = over_prompts([float(right) for right in task_scores(model, tokenizer, items).values()])
         found["corpus_loss"] = {"mean": corpus_loss(model, corpus, min(128, model.config.block_size - 1)), "error": 0.0}
         if reference is not None:
             kl = kl_of_answers(model, reference, tokenizer, prompts, answers["win_rate"])
@@ -244,16 +236,18 @@ MEASURES = {  # {measure: (name, digits, times)}
     "score": ("reward-model score", 2, 1),
     "likert": ("judge's Likert", 2, 1),
     "win_rate": ("% preferred to PPO's start, T = 1", 1, 100),
-    "win_rate_greedy": ("both greedy", 1, 100),
-    "tasks": ("public tasks, % right", 1, 100),
+    "win_rate_greedy": ("% preferred, both greedy", 1, 100),
+    "tasks": ("% right of public tasks", 1, 100),
     "corpus_loss": ("corpus loss", 3, 1),
     "kl": ("KL to its start", 2, 1),
     "seconds": ("seconds", 0, 1),
 }
+WITH_INTERVAL = ("score", "likert", "win_rate", "win_rate_greedy", "tasks")
+WORDS = {1: "higher", -1: "lower", 0: "not told apart"}
 
 
 def over_seeds(policy, key):
-    """Mean over the seeds, and the mean of their errors: all seeds answer the same prompts, so more of them need not help."""
+    """Mean over the seeds, and the mean of their errors: all answer the same prompts, so more seeds need not narrow it."""
     numbers = [measured[key] for measured in policy["measured"]]
     return fmean(x["mean"] for x in numbers), fmean(x["error"] for x in numbers)
 
@@ -281,41 +275,35 @@ def more(one, other, key):
 
 
 def amount(policy, key):
-    """A measure as text: the mean over seeds, and of several the mean of each."""
+    """A measure as text."""
     _, digits, times = MEASURES[key]
-    each = [f"{times * measured[key]['mean']:.{digits}f}" for measured in policy["measured"]]
-    seeds = f" ({', '.join(each)})" if len(each) > 1 else ""
-    return f"{times * over_seeds(policy, key)[0]:.{digits}f}{seeds}"
+    return f"{times * over_seeds(policy, key)[0]:.{digits}f}"
 
 
 def change(one, other, key):
-    """The difference of two as text, "-0.42 ± 0.10"."""
+    """The difference of two as text, "-0.42 ± 0.10"; of a measure without an interval "-0.042"."""
     _, digits, times = MEASURES[key]
     mean, error, _ = difference(one, other, key)
-    return f"{times * mean:+.{digits}f} ± {times * error:.{digits}f}"
+    interval = f" ± {times * error:.{digits}f}" if key in WITH_INTERVAL else ""
+    return f"{round(times * mean, digits) + 0.0:+.{digits}f}{interval}"  # + 0.0: no "-0.00"
 
 
 def compared(one, other, key):
     """Two policies by one measure, in words."""
-    words = {1: "higher", -1: "lower", 0: "not told apart"}[difference(one, other, key)[2]]
-    named = [f"{policy['title']} {amount(policy, key)}" for policy in (one, other)]
-    return f"{MEASURES[key][0]} of {named[0]} against {named[1]}: {words}, {change(one, other, key)}"
+    words, name = WORDS[difference(one, other, key)[2]], MEASURES[key][0]
+    amounts = [f"{amount(policy, key)} ({policy['title']})" for policy in (one, other)]
+    return f"{name} {amounts[0]} against {amounts[1]}, {words}: {change(one, other, key)}"
 
 
 def against(policies, default, key):
-    """All policies against the default by one measure, in one sentence."""
-    groups = {1: "higher", -1: "lower", 0: "not told apart"}
-    others = [policy for policy in policies if policy is not default]
-    parts = []
-    for sign, words in groups.items():
+    """All policies against the default by one measure, in words."""
+    others, parts = [policy for policy in policies if policy is not default], []
+    for sign, words in WORDS.items():
         members = [
             f"{p['title']} ({change(p, default, key)})" for p in others if difference(p, default, key)[2] == sign
         ]
-        parts.append(f"{words}: {'; '.join(members) or 'none'}")
-    name = MEASURES[key][0]
-    return (
-        f"{name[0].upper()}{name[1:]}, {default['title']} has {amount(default, key)}. {'. '.join(parts).capitalize()}."
-    )
+        parts.append(f"{words}: {', '.join(members) or 'none'}")
+    return f"{MEASURES[key][0]} {amount(default, key)} ({default['title']}); {'; '.join(parts)}"
 
 
 # ---------------------------------------------------------------------------------------------------- the paper's findings
@@ -329,37 +317,41 @@ class Claim(NamedTuple):
     numbers: str
 
 
+def default_of(found):
+    """The policy with the default settings."""
+    return next(policy for policy in found["policies"] if policy["title"] == found["default"])
+
+
 def claims(found):
     """The paper's findings about the setting that was varied, each held against the numbers. -> [Claim]"""
-    policies = found["policies"]
-    default = next(policy for policy in policies if policy["title"] == found["default"])
-    gpt, start = found["references"]["GPT"], found["references"]["PPO's start"]
-    return CLAIMS[found["vary"]](policies, default, gpt, start)
+    return CLAIMS[found["vary"]](found)
 
 
-def kl_coef_claims(policies, default, gpt, start):
-    without = [policy for policy in policies if policy["settings"]["ptx_coef"] == 0]
-    loosest, *_, strictest = [policy for policy in policies if policy["settings"]["ptx_coef"] != 0]
+def kl_coef_claims(found):
+    default, gpt = default_of(found), found["references"]["GPT"]
+    without = [policy for policy in found["policies"] if policy["settings"]["ptx_coef"] == 0]
+    loosest, *_, strictest = [policy for policy in found["policies"] if policy["settings"]["ptx_coef"] != 0]
     usual = next(policy for policy in without if policy["settings"]["kl_coef"] == default["settings"]["kl_coef"])
     strict = without[-1]
     return [
         Claim(
-            "Without ptx even the largest β does not give the public tasks back (App. E.6, §4.2).",
+            "Without ptx PPO falls below GPT on the public tasks (§4.2).",
+            more(gpt, usual, "tasks"),
+            f"{compared(usual, gpt, 'tasks')}; {compared(usual, gpt, 'corpus_loss')}",
+        ),
+        Claim(
+            "Even the largest β leaves it there (App. E.6).",
             more(gpt, strict, "tasks"),
-            f"{compared(strict, gpt, 'tasks')}; {compared(strict, usual, 'tasks')}",
+            f"{compared(strict, gpt, 'tasks')}; {compared(strict, gpt, 'corpus_loss')}",
         ),
+        Claim("It costs reward (App. E.6).", more(usual, strict, "score"), compared(strict, usual, "score")),
         Claim(
-            "It costs reward (App. E.6).",
-            more(usual, strict, "score"),
-            compared(strict, usual, "score"),
-        ),
-        Claim(
-            "Ptx does give them back (§4.2).",
+            "Ptx brings it back to GPT (§4.2).",
             more(default, usual, "tasks") and not more(gpt, default, "tasks"),
             f"{compared(default, usual, 'tasks')}; {compared(default, gpt, 'tasks')}",
         ),
         Claim(
-            "With ptx, no KL term at all is worse (App. E.7).",
+            "With ptx, no KL term at all is worse than the default's (App. E.7).",
             more(default, loosest, "likert"),
             compared(loosest, default, "likert"),
         ),
@@ -371,33 +363,34 @@ def kl_coef_claims(policies, default, gpt, start):
     ]
 
 
-def ptx_coef_claims(policies, default, gpt, start):
-    none, largest, mixed = policies[0], policies[-1], policies[1:]
-    lost = [more(gpt, policy, "tasks") for policy in policies]
-    enough = next((p["title"] for i, p in enumerate(policies) if not any(lost[i:])), "no γ that was tried")
-    differ = [policy for policy in mixed if difference(policy, default, "likert")[2]]
+def ptx_coef_claims(found):
+    policies, default, gpt = found["policies"], default_of(found), found["references"]["GPT"]
+    none, *mixed = policies
+    below = [more(gpt, policy, "tasks") for policy in policies]
+    enough = next((p["title"] for i, p in enumerate(policies) if not any(below[i:])), "no γ that was tried")
     return [
         Claim(
-            "What PPO loses of the public tasks, enough γ gives back (App. E.6).",
-            lost[0] and not lost[-1],
-            f"told apart from GPT's {amount(gpt, 'tasks')} no more from {enough} on; {compared(none, gpt, 'tasks')}; "
-            f"{compared(largest, gpt, 'tasks')}",
+            "What PPO loses of the public tasks, a large enough γ gives back (App. E.6).",
+            below[0] and not below[-1],
+            f"not told to be lower than GPT's from {enough} on; {compared(none, gpt, 'tasks')}; "
+            f"{compared(mixed[-1], gpt, 'tasks')}",
         ),
         Claim(
             "The reward falls as γ grows (App. E.6).",
-            more(none, largest, "score"),
-            compared(largest, none, "score"),
+            more(none, mixed[-1], "score"),
+            compared(mixed[-1], none, "score"),
         ),
         Claim(
-            "How people like the answers hardly depends on γ, as long as it is not 0 (App. E.6).",
-            not differ,
+            "How good the answers are hardly depends on γ, as long as it is not 0 (App. E.6).",
+            not any(difference(policy, default, "likert")[2] for policy in mixed),
             against(mixed, default, "likert"),
         ),
     ]
 
 
-def ptx_per_episode_claims(policies, default, gpt, start):
-    fewest, most = policies[0], policies[-1]
+def ptx_per_episode_claims(found):
+    fewest, *_, most = found["policies"]
+    default, start = default_of(found), found["references"]["PPO's start"]
     cost = over_seeds(most, "seconds")[0] / over_seeds(default, "seconds")[0]
     return [
         Claim(
@@ -414,20 +407,9 @@ def ptx_per_episode_claims(policies, default, gpt, start):
     ]
 
 
-def best_claims(paper):
-    """Of a setting of which the paper found one value best: is no other told to be better, and one told to be worse?"""
-
-    def claims(policies, default, gpt, start):
-        others = [policy for policy in policies if policy is not default]
-        better = [policy for policy in others if more(policy, default, "likert")]
-        worse = [policy for policy in others if more(default, policy, "likert")]
-        return [Claim(paper, bool(worse and not better), against(policies, default, "likert"))]
-
-    return claims
-
-
-def iterations_claims(policies, default, gpt, start):
-    shortest, half, longest = policies[0], policies[-2], policies[-1]
+def iterations_claims(found):
+    shortest, *_, half, longest = found["policies"]
+    gpt = found["references"]["GPT"]
     return [
         Claim(
             "Training twice as long brings nothing more (App. E.6, E.11).",
@@ -435,30 +417,33 @@ def iterations_claims(policies, default, gpt, start):
             f"{compared(longest, half, 'likert')}; {compared(longest, half, 'score')}",
         ),
         Claim(
-            "PPO-ptx is above GPT on the public tasks at first (App. E.6).",
+            "PPO-ptx begins above GPT on the public tasks (App. E.6).",
             more(shortest, gpt, "tasks"),
             compared(shortest, gpt, "tasks"),
         ),
-        Claim(
-            "… and a little below it in the end (App. E.6).",
-            more(gpt, longest, "tasks"),
-            compared(longest, gpt, "tasks"),
-        ),
+        Claim("It ends a little below (App. E.6).", more(gpt, longest, "tasks"), compared(longest, gpt, "tasks")),
     ]
+
+
+def best_claim(paper):
+    """For a setting of which the paper found the default best: is no other better, and one of them worse? -> a function"""
+
+    def claims_of(found):
+        default, policies = default_of(found), found["policies"]
+        signs = [difference(policy, default, "likert")[2] for policy in policies]
+        return [Claim(paper, 1 not in signs and -1 in signs, against(policies, default, "likert"))]
+
+    return claims_of
 
 
 CLAIMS = {
     "kl_coef": kl_coef_claims,
     "ptx_coef": ptx_coef_claims,
     "ptx_per_episode": ptx_per_episode_claims,
-    "batch_size": best_claims(
-        "Of 64 to 1,024 episodes per iteration the default, 512, is best (App. E.11); ours is 256."
-    ),
-    "minibatch_size": best_claims(
-        "Of 8, 16, 32 and 64 episodes per update 32, our default, is best, barely (App. E.11)."
-    ),
+    "batch_size": best_claim("Of 64 to 1,024 episodes per iteration the default is best (App. E.11; theirs: 512)."),
+    "minibatch_size": best_claim("Of 8, 16, 32 and 64 episodes per update 32 is best, barely (App. E.11)."),
     "iterations": iterations_claims,
-    "init": best_claims("Of 0, 10 and 50 % pretraining mix in PPO's start only 10 % stands out (App. C.3, E.8)."),
+    "init": best_claim("Of 0, 10 and 50 % pretraining mix in PPO's start only 10 % stands out (App. C.3, E.8)."),
 }
 
 
@@ -466,52 +451,58 @@ CLAIMS = {
 
 
 def page(found):
-    """Findings, comparisons and table, as markdown."""
-    policies = found["policies"]
-    default = next(policy for policy in policies if policy["title"] == found["default"])
+    """What the paper found, what shows here, and every number, as markdown."""
+    policies, default = found["policies"], default_of(found)
     seeds = len(default["measured"])
     lines = [f"# PPO with another {found['vary']}", ""]
     if found["quick"]:
         lines += ["--quick: the numbers mean nothing.", ""]
     lines += [
-        f"{found['n_prompts']} validation prompts; test prompts are left for the final evaluation. {seeds} "
-        f"seed{'s' if seeds > 1 else ''} of PPO, the default trains for {found['iterations']} iterations (ppo.py: "
-        f"{ppo.Config.iterations}). ±: 95 %.",
-        "",
-        "What the paper found, and whether it shows here:",
+        f"{found['n_prompts']} validation prompts; the test prompts are left for the final evaluation. The default has "
+        f"{found['iterations']} iterations (ppo.py: {ppo.Config.iterations}), every variant {seeds} "
+        f"seed{'s' if seeds > 1 else ''}. ±: half a 95 % interval.",
         "",
     ]
     for claim in claims(found):
-        verdict = "It shows here" if claim.shows else "It does not show here"
-        lines.append(f"- {claim.paper} {verdict}: {claim.numbers}{'' if claim.numbers.endswith('.') else '.'}")
-    lines += ["", f"Against the default, {default['title']}:", ""]
-    lines += [f"- {against(policies, default, key)}" for key in ("score", "likert", "win_rate_greedy", "tasks")]
-    rows = []
-    for policy in (*found["references"].values(), *policies):
-        rows.append([policy["title"]])
-        for key, (_, digits, times) in MEASURES.items():
-            known = key in policy["measured"][0]
-            error = times * over_seeds(policy, key)[1] if known else 0
-            rows[-1].append(f"{amount(policy, key)}{f' ± {error:.{digits}f}' if error else ''}" if known else "-")
-    return "\n".join([*lines, "", table(["", *(name for name, _, _ in MEASURES.values())], rows), ""])
+        lines.append(f"- {claim.paper} {'It shows here' if claim.shows else 'It does not show here'}: {claim.numbers}.")
+    shown = [policy for policy in policies if policy is not default]
+    keys = (*WITH_INTERVAL, "corpus_loss")
+    rows = [
+        [p["title"], *(change(p, default, k) + " *" * abs(difference(p, default, k)[2]) for k in keys)] for p in shown
+    ]
+    lines += ["", table([f"minus {default['title']}; *: told apart", *(MEASURES[key][0] for key in keys)], rows), ""]
+    rows = [[p["title"], *(cell(p, key) for key in MEASURES)] for p in (*found["references"].values(), *policies)]
+    head = "mean (each seed) ± over prompts" if seeds > 1 else "mean ± over prompts"
+    return "\n".join([*lines, table([head, *(name for name, _, _ in MEASURES.values())], rows), ""])
+
+
+def cell(policy, key):
+    """Mean, each seed's, and error; "-" where a policy has no such measure."""
+    if key not in policy["measured"][0]:
+        return "-"
+    _, digits, times = MEASURES[key]
+    each = [f"{times * measured[key]['mean']:.{digits}f}" for measured in policy["measured"]]
+    seeds = f" ({', '.join(each)})" if len(set(each)) > 1 else ""
+    interval = f" ± {times * over_seeds(policy, key)[1]:.{digits}f}" if key in WITH_INTERVAL else ""
+    return f"{amount(policy, key)}{seeds}{interval}"
 
 
 def settings_figure(found):
-    """Reward-model score, Likert and tasks by the setting; PPO-ptx, and PPO where it is there. -> matplotlib's Figure or None"""
-    if (figure := new_figure(3.6)) is None:
+    """Score, Likert, tasks and corpus loss by the setting; PPO-ptx, and PPO where it is there. -> matplotlib's Figure or None"""
+    if (figure := new_figure(6)) is None:
         return None
     vary, lines = found["vary"], {}
     for policy in found["policies"]:
         name = title_of({"ptx_coef": policy["settings"]["ptx_coef"]}) if vary == "kl_coef" else ""
         lines.setdefault(name, []).append(policy)
-    for axes, key in zip(figure.subplots(1, 3), ("score", "likert", "tasks")):
+    for axes, key in zip(figure.subplots(2, 2).flat, ("score", "likert", "tasks", "corpus_loss")):
         name, _, times = MEASURES[key]
         for (label, policies), colour in zip(lines.items(), colours(len(lines))):
             means, errors = zip(*(over_seeds(policy, key) for policy in policies))
             means, errors = ([times * x for x in column] for column in (means, errors))
             axes.errorbar(range(len(means)), means, errors, marker="o", capsize=2, color=colour, label=label)
         for (title, policy), style in zip(found["references"].items(), (":", "--")):
-            if key == "tasks" or title != "GPT":
+            if key in ("tasks", "corpus_loss") or title != "GPT":  # GPT's answers are far below all others
                 axes.axhline(times * over_seeds(policy, key)[0], color="grey", linestyle=style, label=title)
         values = [policy["settings"][vary] for policy in policies]
         axes.set_xticks(range(len(values)), [str(value) for value in values], rotation=20 if vary == "init" else 0)
@@ -543,7 +534,7 @@ def main(cfg):
     found = {"vary": cfg.vary, "config": vars(cfg), "quick": cfg.quick}
     found |= {"iterations": default_settings(cfg)["iterations"], **measure(cfg, seeds, device)}
     with whole_file(out / "results.json") as file:
-        json.dump(found | {"claims": [claim._asdict() for claim in claims(found)]}, file, indent=1)
+        json.dump(found | {"claims": [claim._asdict() for claim in claims(found)]}, file)
     figure = settings_figure(found)
     if figure is not None:
         save_figure(figure, out / "results.png")

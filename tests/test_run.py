@@ -188,6 +188,28 @@ def test_over_optimisation_under_two_coefficients(killed, capsys, monkeypatch):
     assert capsys.readouterr().out.count("made with these settings") == 2, "what is there is not trained again"
 
 
+def test_ppo_from_other_starts(killed, capsys):
+    from ablations import ppo_settings
+
+    out, _ = killed
+    cfg = ppo_settings.Config(vary="init", data=str(out / "data"), out=str(out), quick=True, seeds="0", labelers=1)
+    cfg = replace(cfg, max_new_tokens=16, threads=1)
+    ppo_settings.main(cfg)
+    folder, printed = out / "ablations" / "init", capsys.readouterr().out
+    found = json.loads((folder / "results.json").read_text())
+    assert (folder / "results.md").read_text() in printed and len(found["claims"]) == 1
+    assert [policy["settings"]["init"] for policy in found["policies"]] == list(ppo_settings.INITS)
+    for policy in found["policies"]:
+        (numbers,) = policy["measured"]
+        assert set(numbers) == set(ppo_settings.MEASURES)
+        assert all(math.isfinite(number["mean"]) for number in numbers.values()) and numbers["seconds"]["mean"] > 0
+    (start,) = found["references"]["PPO's start"]["measured"]
+    assert start["win_rate_greedy"]["mean"] == 0.5, "against itself"
+    assert len(start["score"]["values"]) == found["n_prompts"] == 8
+    ppo_settings.main(cfg)
+    assert capsys.readouterr().out.count("made with these settings") == 2 + 4, "what is there is not trained again"
+
+
 def test_best_of_n_by_reward_model_and_by_taste(killed, capsys):
     from ablations import best_of_n
 
