@@ -65,7 +65,7 @@ class Config(Device):
     seed: Seed = 0  # of the opponents' answers and of the choice of labelers
 
 
-QUICK = {"iterations": 12, "batch_size": 16, "minibatch_size": 4, "sample_prompts": 8}
+QUICK = {"iterations": 4, "value_only_iterations": 1, "batch_size": 16, "minibatch_size": 4, "sample_prompts": 8}
 KL_COEFS = {0.0, 0.02, ppo.Config.kl_coef, 0.5, 2.0}
 PTX_COEFS = {0.0, 0.05, 0.5, 2.0}  # and --ptx_coef
 INITS = {  # checkpoints; the SFT models differ in how much of the loss is pretraining loss
