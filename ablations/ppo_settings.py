@@ -513,7 +513,8 @@ def settings_figure(found):
         for (label, policies), colour in zip(lines.items(), colours(len(lines))):
             means, errors = zip(*(over_seeds(policy, key) for policy in policies))
             means, errors = ([times * x for x in column] for column in (means, errors))
-            axes.errorbar(range(len(means)), means, errors, marker="o", capsize=2, color=colour, label=label)
+            style = {"linestyle": "" if vary == "init" else "-", "marker": "o", "capsize": 2}
+            axes.errorbar(range(len(means)), means, errors, color=colour, label=label, **style)
         for (title, policy), style in zip(found["references"].items(), (":", "--")):
             if key in ("tasks", "corpus_loss") or title != "GPT":  # GPT's answers are far below all others
                 axes.axhline(times * over_seeds(policy, key)[0], color="grey", linestyle=style, label=title)
