@@ -113,10 +113,9 @@ def title_of(settings):
 
 
 def name_of(cfg, settings, seed):
-    """The name of a policy's files: what differs from the default, and the seed."""
-    default = default_settings(cfg)
-    different = [f"{key}_{value}" for key, value in settings.items() if value != default[key]]
-    return "_".join([*different, f"seed_{seed}"])
+    """The name of a policy's files: the seed, and what differs from this script's defaults, so that flags are in it, too."""
+    usual, own = default_settings(Config(quick=cfg.quick)), default_settings(cfg) | settings
+    return "_".join([*(f"{key}_{value}" for key, value in own.items() if value != usual[key]), f"seed_{seed}"])
 
 
 def ppo_config(cfg, settings, seed):
@@ -136,8 +135,13 @@ def ppo_config(cfg, settings, seed):
     return ppo.Config(**chosen, save_every=8, resume=True)
 
 
+def results_folder(cfg):
+    """Where all sweeps write; with --quick somewhere else, so that nothing is written over."""
+    return Path(cfg.out) / "ablations" / ("quick" if cfg.quick else "")
+
+
 def policies_folder(cfg):
-    return Path(cfg.out) / "ablations" / "policies"
+    return results_folder(cfg) / "policies"
 
 
 def checkpoint_of(cfg, init):
@@ -536,7 +540,7 @@ def main(cfg):
         fix = f"make it first with: python run.py --out {cfg.out}"
         require((run_folder / file).exists(), f"{run_folder / file}: not found; {fix}")
     read_world(cfg.data)  # BadInput if it is not the village's
-    out = output_folder(run_folder / "ablations" / cfg.vary)
+    out = output_folder(results_folder(cfg) / cfg.vary)
     if cfg.vary == "init":
         for init in (init for init in INITS if "mix" in init):
             print(f"\n=== {INITS[init]} ===", flush=True)

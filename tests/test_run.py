@@ -195,7 +195,7 @@ def test_ppo_from_other_starts(killed, capsys):
     cfg = ppo_settings.Config(vary="init", data=str(out / "data"), out=str(out), quick=True, seeds="0", labelers=1)
     cfg = replace(cfg, max_new_tokens=16, threads=1)
     ppo_settings.main(cfg)
-    folder, printed = out / "ablations" / "init", capsys.readouterr().out
+    folder, printed = out / "ablations" / "quick" / "init", capsys.readouterr().out
     found = json.loads((folder / "results.json").read_text())
     assert (folder / "results.md").read_text() in printed and len(found["claims"]) == 1
     assert [policy["settings"]["init"] for policy in found["policies"]] == list(ppo_settings.INITS)
