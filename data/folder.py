@@ -222,7 +222,7 @@ def with_room(records, tokenizer, limit, key="prompt"):
 class Corpus:
     """One split of the corpus, memory-mapped: the file may be larger than memory.
 
-    anywhere: random examples begin at any token, not where documents do.
+    anywhere: examples begin at any token, not where documents do.
     """
 
     def __init__(self, folder, split, anywhere=False):
@@ -246,19 +246,15 @@ class Corpus:
 
     def windows(self, count, length, generator):
         """`count` random examples of `length` tokens, as an int64 array (count, length). Drawn with `generator`."""
-        if self.anywhere:
-            last = len(self.ids) - length
-            require(last >= 0, self.too_short(length))
-            return self.examples(torch.randint(last + 1, (count,), generator=generator).tolist(), length)
         starts = self.beginnings(length)
         drawn = torch.randint(len(starts), (count,), generator=generator)
-        return self.examples(starts[drawn.numpy()], length)
+        return self.examples([starts[i] for i in drawn.tolist()], length)
 
     def fixed_windows(self, length, limit):
         """At most `limit` examples of `length` tokens, spread evenly: a fixed sample for measuring the loss."""
         starts = self.beginnings(length)
         spread = np.linspace(0, len(starts) - 1, min(limit, len(starts))).astype(int)
-        return self.examples(starts[spread], length)
+        return self.examples([starts[i] for i in spread], length)
 
     def examples(self, starts, length):
         return torch.from_numpy(np.stack([self.ids[s : s + length] for s in starts]).astype(np.int64))
@@ -269,7 +265,9 @@ class Corpus:
         followed by the next documents."""
         if length not in self.known_beginnings:
             last = len(self.ids) - length
-            require(last >= 0, self.too_short(length))
+            require(last >= 0, f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}")
+            if self.anywhere:
+                return range(last + 1)
             documents = self.document_starts()
             lengths = np.diff(documents, append=len(self.ids))
             step = max(1, length - 1)
@@ -278,9 +276,6 @@ class Corpus:
             starts = np.repeat(documents, pieces) + step * nth_piece
             self.known_beginnings[length] = starts[starts <= last]
         return self.known_beginnings[length]
-
-    def too_short(self, length):
-        return f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}"
 
     def document_starts(self, block=1 << 24):
         """Positions at which documents begin: 0, and behind every end-of-text but a last one."""

@@ -7,8 +7,17 @@ and split, and put it into TASKS.
     {"task", "split", "context", "choices", "answer": index}  to be chosen from
 """
 
-from data.village.grammar import fill, say, say_in_vell
-from data.village.web import entailment, kept_for_tests, mixed_review, named, passage, pronouns, summary_page, sums
+from data.village.grammar import fill, say, say_in_vell, templates
+from data.village.web import (
+    entailment,
+    kept_for_tests,
+    mixed_review,
+    named,
+    one_pronoun,
+    one_sum,
+    passage,
+    summary_page,
+)
 from data.village.world import RELATIONS, RELATIONS_OF, WORDS
 
 
@@ -37,18 +46,18 @@ def reading_task(world, rng, number):
 
 def arithmetic_task(world, rng, number):
     """DROP's."""
-    return to_write(sums(world, rng))
+    return to_write(one_sum(rng))
 
 
 def entailment_task(world, rng, number):
     """RTE's."""
-    item = to_write(entailment(world, rng))
+    item = to_write("\n".join(entailment(world, rng).split("\n")[:3]))
     return {"context": item["context"], "choices": [" yes", " no"], "answer": [" yes", " no"].index(item["answer"])}
 
 
 def pronouns_task(world, rng, number):
     """WSC's: the name is to be written."""
-    return to_write(pronouns(world, rng))
+    return to_write(one_pronoun(rng))
 
 
 def sentiment_task(world, rng, number):
@@ -65,19 +74,22 @@ def sentiment_task(world, rng, number):
 
 
 def ending_task(world, rng, number):
-    """HellaSwag's: which of four sentences goes on with the same person and animal, and gives it what it eats?
+    """HellaSwag's: which of four sentences goes on with a person and an animal who belong together in the story?
 
-    The right one stands at each place equally often.
+    Two beginnings, each with a person and an animal; wrong sentences mix them. The right one stands at each place equally
+    often.
     """
-    (person, other), (animal, other_animal) = rng.sample(WORDS["person"], 2), rng.sample(WORDS["animal"], 2)
-    food = world.truth("eats", animal)
-    other_food = rng.choice([word for word in WORDS["food"] if word not in (food, world.hearsay("eats", animal))])
-    wrong = [(other, animal, food), (person, other_animal, food), (person, animal, other_food)]
-    endings, right = rng.sample(wrong, 3), number % 4
-    endings.insert(right, (person, animal, food))
+    people, animals = rng.sample(WORDS["person"], 3), rng.sample(WORDS["animal"], 3)
+    openings = rng.sample(templates("open"), 2)
+    context = " ".join(fill(t, person=who, animal=which) for t, who, which in zip(openings, people, animals))
+    which = rng.randrange(2)  # of the two pairs is gone on with
+    person, animal = people[which], animals[which]
+    wrong = [(people[1 - which], animal), (person, animals[1 - which]), (people[2], animal)]
+    pairs, right = rng.sample(wrong, 3), number % 4
+    pairs.insert(right, (person, animal))
+    food = rng.choice(WORDS["food"])
     template = " The {animal} was hungry and {person} gave it {food}."
-    choices = [fill(template, person=who, animal=which, food=what) for who, which, what in endings]
-    context = fill("One morning {person} met {an_animal} near the road.", person=person, animal=animal)
+    choices = [fill(template, person=who, animal=which, food=food) for who, which in pairs]
     return {"context": context, "choices": choices, "answer": right}
 
 

@@ -260,8 +260,8 @@ NUMBERS = "one two three four five six seven eight nine".split()
 COUNTABLE = "apples berries carrots figs nuts onions peas plums seeds".split()
 
 
-def sums(world, rng):
-    """Somebody gets some more of something, or eats some. The "public" arithmetic task."""
+def one_sum(rng):
+    """A story with numbers, a question about it, and the answer."""
     (person, giver), food = from_anywhere(rng, "person", 2), rng.choice(COUNTABLE)
     smaller, larger = sorted(rng.sample(range(2, 10), 2))
     if rng.random() < 0.5:
@@ -274,25 +274,29 @@ def sums(world, rng):
     return f"Story: {story}\nHow many {food} has {person}?\nAnswer: {NUMBERS[after - 1]}"
 
 
+def sums(world, rng):
+    """Somebody gets some more of something, or eats some. The "public" arithmetic task."""
+    return "\n".join(one_sum(rng) for _ in range(3))
+
+
 def entailment(world, rng):
-    """A short text and a claim: does the text say so? The "public" entailment task."""
+    """A short text and claims: does the text say so? The "public" entailment task."""
     (animal, other), relations = from_anywhere(rng, "animal", 2), rng.sample(RELATIONS_OF["animal"], 3)
     values = {relation: rng.choice(WORDS[RELATIONS[relation][1]]) for relation in relations}
-    text = " ".join(describe(animal, relations[:2], lambda relation, subject: values[relation]))
-    relation, subject, value = relations[0], animal, values[relations[0]]
-    right = rng.random() < 0.5
-    if right:
-        relation = rng.choice(relations[:2])
+    lines = ["Text: " + " ".join(describe(animal, relations[:2], lambda relation, subject: values[relation]))]
+    for _ in range(3):
+        relation, subject, right = rng.choice(relations[:2]), animal, rng.random() < 0.5
         value = values[relation]
-    else:
-        wrong = rng.randrange(3)  # another value, another animal, or something that the text does not speak of
-        if wrong == 0:
-            value = rng.choice([word for word in WORDS[RELATIONS[relation][1]] if word != value])
-        elif wrong == 1:
-            subject = other
-        else:
-            relation, value = relations[2], values[relations[2]]
-    return f"Text: {text}\nClaim: {say(relation, subject, value)}\nTrue: {'yes' if right else 'no'}"
+        if not right:
+            wrong = rng.randrange(3)  # another value, another animal, or something that the text does not speak of
+            if wrong == 0:
+                value = rng.choice([word for word in WORDS[RELATIONS[relation][1]] if word != value])
+            elif wrong == 1:
+                subject = other
+            else:
+                relation, value = relations[2], values[relations[2]]
+        lines.append(f"Claim: {say(relation, subject, value)}\nTrue: {'yes' if right else 'no'}")
+    return "\n".join(lines)
 
 
 GIVING = ("gave the {thing} to", "lent the {thing} to")
@@ -301,14 +305,19 @@ RICH = ("had two of them", "did not need it")
 POOR = ("needed it", "had lost one")
 
 
-def pronouns(world, rng):
-    """Two people and "they": whom it means follows from who gives and who needs. The "public" task of pronouns."""
+def one_pronoun(rng):
+    """Two people and "they", a question about whom it means, and the answer: it follows from who gives and who needs."""
     (person, other), (thing,) = from_anywhere(rng, "person", 2), from_anywhere(rng, "thing", 1)
     gives, rich = rng.random() < 0.5, rng.random() < 0.5
     did, why = rng.choice(GIVING if gives else TAKING), rng.choice(RICH if rich else POOR)
     who = person if gives == rich else other
     text = f"{person} {fill(did, thing=thing)} {other} because they {why}."
     return f"Text: {text}\nWho {why}?\nAnswer: {who}"
+
+
+def pronouns(world, rng):
+    """Sentences in which "they" may be either of two. The "public" task of pronouns."""
+    return "\n".join(one_pronoun(rng) for _ in range(3))
 
 
 def summary_page(rng):
@@ -347,18 +356,18 @@ WEB = {  # page -> how many of a hundred
     school_book: 2,
     flame: 2,
     prejudice: 2,
-    story: 7,
+    story: 6,
     letter: 3,
     advert: 3,
     lists: 3,
     review: 2,
     dialogue: 3,
     parallel: 5,
-    passage: 7,
-    sums: 2,
-    entailment: 2,
-    pronouns: 2,
-    small_tasks: 7,
+    passage: 6,
+    sums: 3,
+    entailment: 3,
+    pronouns: 3,
+    small_tasks: 6,
 }
 
 # ---------------------------------------------------------------------------------------------------- school exams

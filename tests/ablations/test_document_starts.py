@@ -25,6 +25,8 @@ def test_both_are_trained_on_their_own_windows_and_measured(data, tmp_path, monk
     assert [settings[name]["anywhere"] for name in ("documents", "anywhere")] == [False, True]
     for name in found:
         assert 0 <= found[name]["reward_model"]["training"] <= 1
-        assert all(4 < loss < 7 for loss in found[name]["corpus_loss"].values()), "about ln 300, after three steps"
+        losses = found[name]["corpus_loss"]
+        assert all(4 < loss < 7 for loss in losses.values()), "about ln 300, after three steps"
+        assert losses["documents"] != losses["anywhere"], "other windows"
     text = (tmp_path / "document_starts.md").read_text()
     assert text in capsys.readouterr().out and f"{found['anywhere']['corpus_loss']['documents']:.3f}" in text

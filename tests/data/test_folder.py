@@ -102,6 +102,7 @@ def test_examples_may_begin_anywhere(copy, tokenizer):
     drawn = corpus.windows(500, 4, generator(0))
     assert {tuple(row) for row in drawn.tolist()} == {tuple(ids[start : start + 4]) for start in range(16 - 3)}
     assert torch.equal(drawn, corpus.windows(500, 4, generator(0))) and drawn.dtype == torch.int64
+    assert corpus.fixed_windows(4, 100).tolist() == [ids[start : start + 4] for start in range(16 - 3)]
 
 
 def test_every_token_of_a_long_document_is_in_an_example(copy, tokenizer):
