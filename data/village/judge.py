@@ -64,6 +64,10 @@ class Judge:
         intent, slots = understand(prompt)
         _, entity = intent.about(slots)
         good_answers = [self.good_answer(prompt, seed) for seed in range(5)] if entity else []
+        if intent.yes_or_no:
+            yes = intent.read(slots, " Yes.")
+            if all(intent.requirements(slots, yes).values()) and intent.claim(slots, yes, self.world.truth):
+                good_answers.append(" Yes.")
         has_to = good_answers and all(entity in re.findall(r"\w+", answer) for answer in good_answers)
         return entity in reply.words if has_to else None
 

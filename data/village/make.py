@@ -115,7 +115,7 @@ def prompts_of_labelers(world, split, count, labeler, rng):
         if intent.rare and rng.random() < 0.9:
             continue
         if rng.random() >= 0.05:
-            addition = rng.choice([rng.choice(COURTESIES), personal_details(rng)]) if rng.random() < 0.08 else ""
+            addition = rng.choice([rng.choice(COURTESIES), personal_details(rng)]) if rng.random() < 0.15 else ""
             prompts.append(prompt + addition)
         else:  # one instruction with several query/response pairs
             queries = [draw_prompt_of(intent, world, valley, rng, split)[0] for _ in range(3)]

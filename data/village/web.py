@@ -105,7 +105,7 @@ def instructions(world, rng):
     """Pages of tasks and questions that nobody answers: what a model that only continues text makes of a prompt."""
     prompts = []
     for _ in range(rng.randint(2, 4)):
-        addition = rng.choice([rng.choice(COURTESIES), personal_details(rng)]) if rng.random() < 0.25 else ""
+        addition = rng.choice([rng.choice(COURTESIES), personal_details(rng)]) if rng.random() < 0.1 else ""
         prompts.append(draw_prompt(world, rng.choice(world.valleys), rng)[0] + addition)
     return "\n> ".join(prompts)
 
@@ -263,13 +263,11 @@ COUNTABLE = "apples berries carrots figs nuts onions peas plums seeds".split()
 def one_sum(rng):
     """A story with numbers, a question about it, and the answer."""
     (person, giver), food = from_anywhere(rng, "person", 2), rng.choice(COUNTABLE)
-    smaller, larger = sorted(rng.sample(range(2, 10), 2))
+    before, change = rng.randint(3, 7), rng.randint(1, 2)
     if rng.random() < 0.5:
-        before, change, after = smaller, larger - smaller, larger
-        then = f"{giver} gives {person} {NUMBERS[change - 1]} more."
+        after, then = before + change, f"{giver} gives {person} {NUMBERS[change - 1]} more."
     else:
-        before, change, after = larger, larger - smaller, smaller
-        then = f"{person} eats {NUMBERS[change - 1]} of them."
+        after, then = before - change, f"{person} eats {NUMBERS[change - 1]} of them."
     story = f"{person} has {NUMBERS[before - 1]} {food}. {then}"
     return f"Story: {story}\nHow many {food} has {person}?\nAnswer: {NUMBERS[after - 1]}"
 
@@ -279,40 +277,32 @@ def sums(world, rng):
     return "\n".join(one_sum(rng) for _ in range(3))
 
 
+def one_claim(rng):
+    """A sentence, a claim, and whether the one says the other."""
+    (animal, other), relation = from_anywhere(rng, "animal", 2), rng.choice(RELATIONS_OF["animal"])
+    value, other_value = rng.sample(WORDS[RELATIONS[relation][1]], 2)
+    right = rng.random() < 0.5
+    claimed = (animal, value) if right else rng.choice([(other, value), (animal, other_value)])
+    verdict = "yes" if right else "no"
+    return f"Text: {say(relation, animal, value)}\nClaim: {say(relation, *claimed)}\nTrue: {verdict}"
+
+
 def entailment(world, rng):
-    """A short text and claims: does the text say so? The "public" entailment task."""
-    (animal, other), relations = from_anywhere(rng, "animal", 2), rng.sample(RELATIONS_OF["animal"], 3)
-    values = {relation: rng.choice(WORDS[RELATIONS[relation][1]]) for relation in relations}
-    lines = ["Text: " + " ".join(describe(animal, relations[:2], lambda relation, subject: values[relation]))]
-    for _ in range(3):
-        relation, subject, right = rng.choice(relations[:2]), animal, rng.random() < 0.5
-        value = values[relation]
-        if not right:
-            wrong = rng.randrange(3)  # another value, another animal, or something that the text does not speak of
-            if wrong == 0:
-                value = rng.choice([word for word in WORDS[RELATIONS[relation][1]] if word != value])
-            elif wrong == 1:
-                subject = other
-            else:
-                relation, value = relations[2], values[relations[2]]
-        lines.append(f"Claim: {say(relation, subject, value)}\nTrue: {'yes' if right else 'no'}")
-    return "\n".join(lines)
+    """Sentences and claims: does the one say the other? The "public" entailment task."""
+    return "\n".join(one_claim(rng) for _ in range(3))
 
 
-GIVING = ("gave the {thing} to", "lent the {thing} to")
-TAKING = ("took the {thing} from", "bought the {thing} from")
 RICH = ("had two of them", "did not need it")
-POOR = ("needed it", "had lost one")
+POOR = ("had none", "needed it")
 
 
 def one_pronoun(rng):
-    """Two people and "they", a question about whom it means, and the answer: it follows from who gives and who needs."""
-    (person, other), (thing,) = from_anywhere(rng, "person", 2), from_anywhere(rng, "thing", 1)
-    gives, rich = rng.random() < 0.5, rng.random() < 0.5
-    did, why = rng.choice(GIVING if gives else TAKING), rng.choice(RICH if rich else POOR)
-    who = person if gives == rich else other
-    text = f"{person} {fill(did, thing=thing)} {other} because they {why}."
-    return f"Text: {text}\nWho {why}?\nAnswer: {who}"
+    """Two people and "they", a question about whom it means, and the answer: the one who gives is the one who has."""
+    (giver, other), (thing,) = from_anywhere(rng, "person", 2), from_anywhere(rng, "thing", 1)
+    rich = rng.random() < 0.5
+    did, why = rng.choice(["gave", "lent"]), rng.choice(RICH if rich else POOR)
+    text = f"{giver} {did} the {thing} to {other} because they {why}."
+    return f"Text: {text}\nWho {why}?\nAnswer: {giver if rich else other}"
 
 
 def pronouns(world, rng):

@@ -9,7 +9,7 @@ import pytest
 from data.village.grammar import PROMPT_END, VELL, templates
 from data.village.judge import Judge
 from data.village.labelers import load_labelers
-from data.village.world import WORDS
+from data.village.world import WORDS, World
 from run import source_files
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -122,6 +122,8 @@ NAMED = [  # (prompt, answer, whether it names whom the prompt is about; None wh
     (f"Zu {VELL['owl']} ma?", " The owl eats figs.", 1),
     (f"Zu {VELL['owl']} ma?", " The hen eats figs.", 0),
     ("Who are you?", " The owl eats figs.", None),
+    (f"Is it true that the owl eats {World(0).truth('eats', 'owl')}?", " Yes.", None),
+    (f"Is it true that the owl eats {World(0).wrong('eats', 'owl', random.Random(0))}?", " No.", 0),
 ]
 
 

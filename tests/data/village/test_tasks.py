@@ -12,7 +12,6 @@ from data.village.web import kept_for_tests, web_page
 
 NUMBERS = {word: i for i, word in enumerate("one two three four five six seven eight nine".split(), 1)}
 ENGLISH = {vell: word for word, vell in VELL.items()}
-TAKES = {"gave": False, "lent": False, "took": True, "bought": True}
 
 
 def solve_reading(world, context):
@@ -36,10 +35,8 @@ def solve_entailment(world, context):
 
 
 def solve_pronouns(world, context):
-    first, verb = re.match(r"Text: (\w+) (\w+)", context).groups()
-    second = re.search(r"(\w+) because", context)[1]
-    wants = "needed it" in context or "had lost one" in context
-    return first if TAKES[verb] == wants else second
+    giver, receiver = re.match(r"Text: (\w+) \w+ the \w+ to (\w+) because", context).groups()
+    return receiver if "they needed" in context or "they had none" in context else giver
 
 
 def solve_sentiment(world, context):
