@@ -23,7 +23,7 @@ from core.checkpoint import load_policy, read_checkpoint
 from core.config import Device, PositiveInt, Seed, command_line
 from core.device import set_up
 from core.output import output_folder, whole_file
-from core.report import table
+from core.report import percent, table
 from data.folder import Corpus, load_tokenizer, read_jsonl
 from evaluate import task_scores
 from pretrain import corpus_loss
@@ -44,7 +44,7 @@ class Config(Device):
 
 
 def train(cfg, name):
-    """Pretrain one of the two, and its reward model if there are rankings. -> accuracy per group of labelers"""
+    """Pretrain one of the two, and its reward model if there are rankings. -> {group of labelers: (accuracy, 95 % error)}"""
     folder = f"{cfg.out}/{name}"
     shared = {"data": cfg.data, "out": folder, "seed": cfg.seed, "device": cfg.device, "threads": cfg.threads}
     shared |= {"dtype": cfg.dtype, "resume": True}
@@ -56,7 +56,7 @@ def train(cfg, name):
     settings = {"init": f"{folder}/base.pt", "comparisons": str(rankings), "epochs": cfg.reward_epochs}
     reward.main(reward.Config(**shared | settings))
     results = read_checkpoint(f"{folder}/reward.pt")["results"]
-    return {group: found["accuracy"][0] for group, found in results.items() if group in ("training", "held_out")}
+    return {group: found["accuracy"] for group, found in results.items() if group in ("training", "held_out")}
 
 
 def measure(cfg, name, device):
@@ -92,9 +92,10 @@ def page(found):
     head += [*tasks, *(f"reward model, {group}" for group in groups)]
     for name, title in NAMES.items():
         model = found[name]
-        shares = [*model["tasks"].values(), *model["reward_model"].values()]
         losses = [f"{model['corpus_loss'][where]:.3f}" for where in NAMES]
-        rows.append([title, *losses, *(f"{100 * share:.0f} %" for share in shares)])
+        shares = [percent(share) for share in model["tasks"].values()]
+        accuracies = [f"{100 * mean:.0f} ± {100 * error:.0f} %" for mean, error in model["reward_model"].values()]
+        rows.append([title, *losses, *shares, *accuracies])
     return table(head, rows) + "\n"
 
 

@@ -355,8 +355,8 @@ WEB = {  # page -> how many of a hundred
     parallel: 5,
     passage: 6,
     sums: 3,
-    entailment: 3,
-    pronouns: 3,
+    entailment: 4,
+    pronouns: 2,
     small_tasks: 6,
 }
 
