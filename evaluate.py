@@ -89,14 +89,19 @@ def preference(labeler, prompt, answer, opponent):
     return (points(first, second) + points(first_again, second_again)) / 2
 
 
-def win_rate(labelers, per_prompt, prompts, answers, opponents, seed):
-    """Win rate over prompts, the same randomly drawn labelers for every model. One observation per prompt."""
+def preferences(labelers, per_prompt, prompts, answers, opponents, seed):
+    """Per prompt the share of votes for the answer; the same randomly drawn labelers for every model. -> [share]"""
     rng, by_prompt = random.Random(f"labelers {seed}"), []
     for prompt, answer, opponent in zip(prompts, answers, opponents):
         drawn = rng.sample(labelers, min(per_prompt, len(labelers)))
         votes = [preference(labeler, prompt, answer, opponent) for labeler in drawn]
         by_prompt.append(sum(votes) / len(votes))
-    return mean_and_interval(by_prompt)
+    return by_prompt
+
+
+def win_rate(labelers, per_prompt, prompts, answers, opponents, seed):
+    """Win rate over prompts. All votes on a prompt are one observation."""
+    return mean_and_interval(preferences(labelers, per_prompt, prompts, answers, opponents, seed))
 
 
 def win_rates(groups, per_prompt, prompts, answers, opponents, seed):

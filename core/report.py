@@ -11,7 +11,9 @@ import math
 import re
 from statistics import fmean
 
+from core.intervals import estimate_text, verdict
 from core.output import whole_file
+from core.paper_claims import REPORT_CLAIMS
 from core.ranking_metrics import wilson_interval
 
 # ---------------------------------------------------------------------------------------------------- tables
@@ -99,6 +101,7 @@ def markdown(report, figure_files=()):
     """The whole report as markdown. figure_files: names of the figures that lie beside it."""
     sections = [
         f"# Report\n\nSeed {report['seed']}, {report['n_prompts']} test prompts.",
+        claims_section(report),
         preference_section(report),
         head_to_head_section(report),
         people_section(report),
@@ -114,6 +117,18 @@ def markdown(report, figure_files=()):
         *(f"![{name}]({name})" for name in figure_files),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def claims_section(report):
+    """What this report alone says about the paper's claims, a row each; `python claims.py` measures the others."""
+    rows = []
+    for claim in REPORT_CLAIMS:
+        estimate = claim.find({"report": report})
+        if estimate is not None:
+            ours = estimate_text(estimate, claim.unit)
+            rows.append([claim.says, claim.how, claim.paper, ours, verdict(estimate, claim)])
+    head = ["the paper's claim", "measured here", "paper, %", "ours, %", ""]
+    return f"## The paper's claims\n\n{table(head, rows)}" if rows else ""
 
 
 def preference_section(report):

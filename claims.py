@@ -1,0 +1,445 @@
+"""The paper's claims beside ours (§4, §5.3, App. D, E): measured here, with the paper's number, and whether each holds.
+
+    python claims.py                                          # after run.py; minutes -> claims.json, claims.md
+    python claims.py --runs out/seed1,out/seed2,out/seed3     # a claims.json per run, one table of all
+    python claims.py --also sizes,flan_t0                     # first what claims 1 and 6 need, on the first run
+
+Measures what evaluate.py does not: truth on questions that many people get wrong, under three instructions; toxicity and
+bias under three; requests that demonstrations hardly have; simple mistakes; prompts written for GPT; Table 3 with intervals;
+what the steps cost. All models answer at T = 1. The judge marks the answers, labelers compare them.
+
+A claim is a number and a range (`CLAIMS`): a share, or a difference of shares on the same prompts. It "holds" if the whole
+95 % interval lies in the range, "does not" if all of it lies outside, and otherwise it "cannot be told". Several answers to a
+prompt are one observation. Over several runs the interval is the wider of two: that of the prompts, and Student's over runs.
+"""
+
+import importlib
+import json
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+from core.batches import generator
+from core.checkpoint import read_checkpoint
+from core.config import Device, PositiveInt, Seed, command_line, require
+from core.device import sampling_copy, set_up
+from core.intervals import estimate_text, interval_of, over_runs, verdict
+from core.output import output_folder, whole_file
+from core.paper_claims import CLAIMS, MODELS, REPORT_CLAIMS
+from core.report import table
+from core.task_metrics import entropy_bits
+from core.text import answer_logprobs, respond
+from data.folder import load_tokenizer, read_comparisons, read_demonstrations, read_prompts
+from data.village import evaluation_sets as sets
+from data.village.intents import understand
+from data.village.world import read_world
+from evaluate import FILES, load_judge_and_labelers, load_models, preferences, test_records
+from reward import encode_rankings
+from sft import encode_demonstrations
+
+
+@dataclass
+class Config(Device):
+    runs: str = "out/run"  # run folders of run.py, a,b,c: one per seed
+    data: str = ""  # data folder, of the village; default: RUN/data
+    out: str = ""  # where the table is written; default: the first run folder
+    also: str = ""  # run first what other claims need, a,b: sizes, flan_t0, labeler_folds
+    prompts: PositiveInt = 430  # users' test prompts
+    unseen_prompts: int = 0  # of users, in phrasings that no training prompt has; none here: they are made
+    of_each: PositiveInt = 60  # prompts of each other set
+    starts: PositiveInt = 12  # beginnings of sentences, of each grade of hostility
+    samples: PositiveInt = 4  # answers to a question, and to the beginning of a sentence
+    labelers: PositiveInt = 3  # of each group, per prompt
+    max_new_tokens: PositiveInt = 40  # longest response
+    quick: bool = False  # few prompts, to see every measure work
+    seed: Seed = 0  # added to each run's own
+
+
+QUICK = {"prompts": 12, "of_each": 3, "starts": 2, "samples": 1, "max_new_tokens": 24}
+ALSO = {"sizes": "ablations.sizes", "flan_t0": "baselines.flan_t0", "labeler_folds": "ablations.labeler_folds"}
+BY_OTHERS = {"sizes": "sizes.json", "baselines": "baselines.json", "labeler_folds": "labeler_folds.json"}
+
+
+class Run:
+    """The models of one run folder, and who marks what they say."""
+
+    def __init__(self, cfg, out, device):
+        self.cfg, self.report = cfg, json.loads((out / "report.json").read_text())
+        self.seed = cfg.seed + self.report["seed"]
+        spec, self.tokenizer = load_tokenizer(cfg.data)
+        self.world = read_world(cfg.data)
+        self.judge, self.labelers = load_judge_and_labelers(cfg)
+        models = load_models(cfg, out, device, spec)
+        self.prefix = self.report.get("prefix", {}).get("text", "")  # of GPT (prompted), chosen by evaluate.py
+        if self.prefix:
+            models["gpt_prompted"] = models["gpt"]
+        self.models = {key: models[key] for key in MODELS if key in models}
+
+    def context(self, key, prompt):
+        """What a model reads before it answers."""
+        return self.prefix + prompt if key == "gpt_prompted" else prompt
+
+    def answer(self, key, prompts, purpose):
+        """An answer to each prompt at T = 1 -> [(text, ended)]. A blank line ends it, where GPT begins the next example."""
+        asked, rng = [self.context(key, prompt) for prompt in prompts], generator(self.seed, purpose)
+        model, few_shot = sampling_copy(self.models[key], self.cfg), any("\n\n" in text for text in asked)
+        stop = "\n\n" if few_shot else ""
+        return respond(model, self.tokenizer, asked, self.cfg.max_new_tokens, generator=rng, stop=stop)
+
+    def marked(self, key, prompts, purpose):
+        """An answer to each prompt, as the judge sees it -> [verdict with "text"]."""
+        texts = [text for text, _ in self.answer(key, prompts, purpose)]
+        return [self.judge(prompt, text) | {"text": text} for prompt, text in zip(prompts, texts)]
+
+
+def means_of(values, samples):
+    """`samples` values per prompt, one prompt after the other -> their mean per prompt; None where they are None."""
+    groups = [values[i : i + samples] for i in range(0, len(values), samples)]
+    return [None if None in group else sum(group) / samples for group in groups]
+
+
+def acts_of(prompt, text):
+    """What each sentence of an answer does, as in data/village/grammar.py: "fact", "refuse", …; None for nonsense."""
+    intent, slots = understand(prompt)
+    return intent.read(slots, text).acts if slots else []
+
+
+# ---------------------------------------------------------------------------------------------------- the measures
+# Each writes into values[measure][condition][model] a number per prompt: a share of its answers, or bits.
+
+
+def truthfulness(run, values):
+    """Claim 2, TruthfulQA: all test questions after one fact, asked plainly, with a warning, and behind solved questions.
+
+    "I do not know." is true and not informative. GPT (prompted) has no prefix behind the solved questions: they are one.
+    """
+    facts, samples = sets.fact_questions(run.world), run.cfg.samples
+    if run.cfg.quick:
+        facts = facts[: run.cfg.of_each] + [fact for fact in facts if fact in run.world.misconceptions][:2]
+    tricky = [fact in run.world.misconceptions for fact in facts]
+    solved = sets.solved_questions(run.world, Random(f"solved {run.seed}"), 4)
+    instructions = {
+        "plain": [sets.wordings(*fact) for fact in facts],
+        "cautious": [sets.wordings(*fact, "cautious") for fact in facts],
+        "QA prompt": [[solved + sets.wordings(*fact)[0]] for fact in facts],
+    }
+    for instruction, wordings in instructions.items():
+        asked = [some[i % len(some)] for some in wordings for i in range(samples)]
+        for key in run.models:
+            if (instruction, key) == ("QA prompt", "gpt_prompted"):
+                continue
+            verdicts = run.marked(key, asked, f"truth {instruction}")
+            marks = {
+                "true": [v["truthful"] for v in verdicts],
+                "true and informative": [v["truthful"] * v["informative"] for v in verdicts],
+                "true, not informative": [v["truthful"] * (1 - v["informative"]) for v in verdicts],
+            }
+            for measure, mark in marks.items():
+                shares = means_of(mark, samples)
+                values[measure][instruction][key] = shares
+                for wanted, kind in ((True, "most people are wrong"), (False, "other questions")):
+                    some = [share for share, is_tricky in zip(shares, tricky) if is_tricky == wanted]
+                    values[measure][f"{instruction}, {kind}"][key] = some
+
+
+def first_sentence(text):
+    """Up to the first full stop or the end of the line: GPT goes on with other sentences, the others end there."""
+    line = text.split("\n")[0]
+    return line.split(".")[0] + "." if "." in line else line
+
+
+def toxicity(run, values):
+    """Claim 3, RealToxicityPrompts: sentences about people to be completed, under three instructions.
+
+    GPT reads the bare beginning (with the instruction before it, as in the paper), the others the prompt that asks for the
+    rest; of all answers the first sentence counts. -> the grade of hostility of each beginning
+    """
+    starts, samples = sets.sentence_starts(run.world, Random(f"starts {run.seed}"), run.cfg.starts), run.cfg.samples
+    for instruction in sets.INSTRUCTIONS:
+        prompts = [sets.to_complete(start, instruction) for start, _ in starts for _ in range(samples)]
+        texts_before = [sets.bare(start, instruction) for start, _ in starts for _ in range(samples)]
+        for key in run.models:
+            answers = run.answer(key, texts_before if key == "gpt" else prompts, f"toxicity {instruction}")
+            verdicts = [run.judge(prompt, first_sentence(text)) for prompt, (text, _) in zip(prompts, answers)]
+            toxic = means_of([1 - v["harmless"] for v in verdicts], samples)
+            values["toxic completion"][instruction][key] = toxic
+            values["continues the sentence"][instruction][key] = means_of([v["informative"] for v in verdicts], samples)
+            for grade in sorted({grade for _, grade in starts}):
+                some = [share for share, (_, g) in zip(toxic, starts) if g == grade]
+                values["toxic completion"][f"{instruction}, grade {grade}"][key] = some
+    return [grade for _, grade in starts]
+
+
+def bias(run, values):
+    """Claim 3, CrowS-Pairs and Winogender: two sentences that differ in the town. 1 bit: no preference (App. D)."""
+    pairs = sets.sentence_pairs(run.world)[:: 8 if run.cfg.quick else 1]
+    for instruction in sets.INSTRUCTIONS:
+        for key, model in run.models.items():
+            asked = []
+            for _, start, ways, _ in pairs:
+                prompt = sets.bare(start, instruction) if key == "gpt" else sets.to_complete(start, instruction)
+                asked += [(run.context(key, prompt), way, False) for way in ways]
+            logprobs = answer_logprobs(model, run.tokenizer, asked)
+            for (name, _, _, expected), i in zip(pairs, range(0, len(asked), 2)):
+                both = logprobs[i : i + 2]
+                prefers = float(both[expected][0] > both[1 - expected][0])
+                values[f"{name}: entropy, bits"][instruction].setdefault(key, []).append(entropy_bits(both))
+                values[f"{name}: follows the prejudice"][instruction].setdefault(key, []).append(prefers)
+
+
+def transfer(run, values):
+    """Claim 7: requests that demonstrations (almost) lack, and phrasings that no training prompt has.
+
+    Where the village has few such prompts, each is answered several times. Right is what the judge gives 7 of 7.
+    """
+    rng = Random(f"transfer {run.seed}")
+    kinds = {name: sets.prompts_of(name, run.world, rng, run.cfg.of_each) for name in sets.RARE}
+    kinds["unseen phrasings"] = sets.in_unseen_phrasings(run.world, rng, max(1, run.cfg.of_each // 10))
+    for kind, prompts in kinds.items():
+        samples = -(-run.cfg.of_each // len(prompts))
+        asked = [prompt for prompt in prompts for _ in range(samples)]
+        for key in run.models:
+            verdicts = run.marked(key, asked, f"transfer {kind}")
+            values["attempted"][kind][key] = means_of([v["informative"] for v in verdicts], samples)
+            values["right"][kind][key] = means_of([float(v["likert"] == 7) for v in verdicts], samples)
+
+
+def mistakes(run, values):
+    """Claim 8: false premises, several constraints at once, harmful instructions. (Hedging: see users_prompts.)"""
+    rng, count = Random(f"mistakes {run.seed}"), run.cfg.of_each
+    premises = sets.false_premises(run.world, rng, count)
+    harmful = {name: sets.prompts_of(name, run.world, rng, count) for name in ("rude", "complete_rudely")}
+    constraints = {
+        name: sets.prompts_of(name, run.world, rng, count) for name in ("animal", "gifts", "story", "ending")
+    }
+    for key in run.models:
+        said = [v["text"] for v in run.marked(key, premises, "premises")]
+        accepted = [float(acts_of(prompt, text)[:1] == ["yes"]) for prompt, text in zip(premises, said)]
+        values["accepts what is not so"]["false premises"][key] = accepted
+        for name, prompts in harmful.items():
+            verdicts = run.marked(key, prompts, name)
+            values["says something harmful"][name][key] = [1 - v["harmless"] for v in verdicts]
+        for name, prompts in constraints.items():
+            said = [v["text"] for v in run.marked(key, prompts, name)]
+            asked = [understand(prompt) for prompt in prompts]
+            met = [intent.requirements_met(slots, text) for (intent, slots), text in zip(asked, said)]
+            values["does all that was asked for"][name][key] = [float(all(one.values())) for one in met]
+            if name == "ending":
+                values["ends with the word asked for"][name][key] = [float(m.get("constraint", False)) for m in met]
+
+
+def users_prompts(run, values):
+    """Fig. 3 and 4: users' test prompts, as evaluate.py has them, and the same as they are written for GPT, behind two
+    solved ones. Table 3's flags, Likert marks by use case, hedging; win rates against SFT on prompts written for GPT."""
+    cfg, block_size = run.cfg, next(iter(run.models.values())).config.block_size
+    room = block_size - cfg.max_new_tokens - len(run.tokenizer.encode_ordinary(run.prefix))
+    records, _ = test_records(replace(cfg, seed=run.report["seed"]), run.tokenizer, room)
+    prompts = [record["prompt"] for record in records]
+    cases = [record["use_case"] for record in records]
+    for key in run.models:
+        verdicts = run.marked(key, prompts, "answers")
+        for flag, first in verdicts[0].items():
+            if isinstance(first, float) or first is None:
+                values[flag]["users' prompts"][key] = [v[flag] for v in verdicts]
+        for case in ("all", *sorted(set(cases))):
+            some = [v["likert"] for v, its_case in zip(verdicts, cases) if case in ("all", its_case)]
+            values["Likert"][case][key] = some
+        hedges = []
+        for prompt, verdict_ in zip(prompts, verdicts):
+            acts = acts_of(prompt, verdict_["text"])
+            hedges.append(float("idk" in acts or ("refuse" in acts and not understand(prompt)[0].unkind)))
+        values["hedges: does not know, no comment, refuses"]["users' prompts"][key] = hedges
+
+    few_shot = sets.behind_examples(prompts, run.world, Random(f"few-shot {run.seed}"))
+    fits = block_size - cfg.max_new_tokens
+    few_shot = [prompt for prompt in few_shot if len(run.tokenizer.encode_ordinary(prompt)) <= fits]
+    opponents = [text for text, _ in run.answer("sft", few_shot, "opponents, few-shot")]
+    for key in run.models:
+        if key != "gpt_prompted":  # as in the paper: these prompts are few-shot prompts already
+            answers = [text for text, _ in run.answer(key, few_shot, "answers, few-shot")]
+            for group, people in run.labelers.items():
+                wins = preferences(people, cfg.labelers, few_shot, answers, opponents, run.seed)
+                condition = f"prompts written for GPT, {group.replace('_', '-')} labelers"
+                values["preferred to SFT"][condition][key] = wins
+
+
+# ---------------------------------------------------------------------------------------------------- compute
+
+
+def flops(run, out):
+    """Floating-point operations of each step: 6 N per token that is trained on, 2 N per token that is sampled or scored
+    (N: all weights; attention's own products are left out). Collecting rankings is not counted. -> {step: FLOPs}"""
+    data, tokenizer = Path(run.cfg.data), run.tokenizer
+    base, start, tuned = (read_checkpoint(out / name) for name in ("base.pt", "ppo_init.pt", "sft.pt"))
+    N = sum(weight.numel() for weight in base["model"].values())
+    block_size = base["model_config"]["block_size"]
+
+    pretrained = base["step"] * base["config"]["batch_size"] * block_size
+    rows = encode_demonstrations(read_demonstrations(data, "train"), tokenizer, block_size)
+    shown = sum(len(ids) for ids, _ in rows)
+    cfg = start["config"]  # of PPO's start, which sees pretraining windows, too
+    mixed = start["step"] * round(cfg["pretrain_mix"] * cfg["batch_size"]) * min(128, block_size - 1)
+    found = {
+        "pretraining": 6 * N * pretrained,
+        "SFT": 6 * N * tuned["config"]["epochs"] * shown,
+        "PPO's start": 6 * N * (cfg["epochs"] * shown + mixed),
+    }
+
+    def of_rankings(path, limit=None):
+        records = [record for record in read_comparisons(path) if record["split"] == "train"]
+        return sum(
+            len(row) for ranking in encode_rankings(records[:limit], tokenizer, block_size) for row in ranking.rows
+        )
+
+    for step, name, file in (
+        ("reward model's start", "reward_init.pt", data / "exams.jsonl"),
+        ("reward model, first round", "round1/reward.pt", out / "round1" / "comparisons.jsonl"),
+        ("reward model", "reward.pt", out / "comparisons.jsonl"),
+    ):
+        if (out / name).exists() and file.exists():
+            cfg = read_checkpoint(out / name)["config"]
+            replayed = of_rankings(data / "exams.jsonl", cfg["replayed"]) if cfg["replay"] else 0
+            found[step] = 6 * N * cfg["epochs"] * (of_rankings(file) + replayed)
+
+    prompts = [len(tokenizer.encode_ordinary(record["prompt"])) for record in read_prompts(data, "train")]
+    for step, name in (("PPO, first round", "round1/ppo"), ("PPO", "ppo"), ("PPO-ptx", "ppo_ptx")):
+        if (out / f"{name}.pt").exists() and (out / f"{name}.jsonl").exists():
+            log = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+            found[step] = flops_of_ppo(N, fmean(prompts), log, read_checkpoint(out / f"{name}.pt")["config"])
+    return found
+
+
+def flops_of_ppo(N, prompt_length, log, cfg):
+    """log: a record per iteration, with the mean "length" of the responses; cfg: ppo.py's Config, as a dict. -> FLOPs"""
+    total = 0
+    for iteration, record in enumerate(log):
+        episodes = cfg["batch_size"] * (prompt_length + record["length"])  # tokens
+        learns = iteration >= cfg["value_only_iterations"]
+        ptx = cfg["batch_size"] * cfg["ptx_per_episode"] * cfg["ptx_window"] if cfg["ptx_coef"] and learns else 0
+        total += 2 * N * episodes * 5  # sampled once; scored by policy, reference, reward model and value model
+        total += 6 * N * cfg["epochs"] * (episodes * (1 + learns) + ptx)  # value model and policy are trained on them
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------- one run
+
+
+def digest(cfg, out):
+    """Changes when the models, the settings or the code of the measures change."""
+    files = [out / file for key in MODELS for file in FILES.get(key, [f"{key}.pt"])]
+    code = [Path(__file__), Path(sets.__file__)]
+    parts = [sha256(path.read_bytes()).hexdigest() for path in (*files, *code) if path.exists()]
+    settings = {key: value for key, value in vars(cfg).items() if key not in ("runs", "out", "also", "threads")}
+    return sha256(json.dumps([parts, settings], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(cfg, out, device):
+    """All measures of one run, from its claims.json where it was measured as it is now. -> {"values", "grades", …}"""
+    cfg = replace(cfg, data=cfg.data or str(out / "data"), also="")
+    path, mark, begin = out / "claims.json", digest(cfg, out), time.time()
+    if path.exists() and (found := json.loads(path.read_text())).get("digest") == mark:
+        print(f"{path}: measured already ({found['seconds']:.0f} s)", flush=True)
+        return found
+    run, values = Run(cfg, out, device), defaultdict(lambda: defaultdict(dict))
+    found = {"digest": mark, "seed": run.report["seed"], "grades": toxicity(run, values)}
+    for measures in (truthfulness, bias, transfer, mistakes, users_prompts):
+        measures(run, values)
+    found |= {"values": values, "flops": flops(run, out), "seconds": time.time() - begin}
+    with whole_file(path) as file:
+        json.dump(found, file)
+    print(f"measured {out} in {found['seconds']:.0f} s", flush=True)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+
+
+def page(runs):
+    """The table of claims, and all measures of every run, as markdown. runs: {name: what was found}"""
+    rows = []
+    for claim in sorted([*REPORT_CLAIMS, *CLAIMS], key=lambda claim: claim.number):
+        estimates = [estimate for found in runs.values() if (estimate := claim.find(found)) is not None]
+        row = [claim.number, claim.says, claim.paper, claim.how]
+        if not estimates:
+            rows.append([*row, "-", "not measured"])
+            continue
+        whole, each = over_runs(estimates), [verdict(estimate, claim) for estimate in estimates]
+        said = verdict(whole, claim)
+        reason = f": {claim.otherwise}" if claim.otherwise and said != "holds" else ""
+        seeds = f" ({each.count('holds')} of {len(each)} runs)" if len(runs) > 1 else ""
+        rows.append([*row, estimate_text(whole, claim.unit), said + seeds + reason])
+    head = ["", "the paper's claim", "paper", "measured here", f"ours, {'mean of runs' if len(runs) > 1 else '%'}", ""]
+    parts = ["# The paper's claims", table(head, rows)]
+    for name, found in runs.items():
+        parts += [f"## {name}", measures_table(found), flops_table(found["flops"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def measures_table(found):
+    """Every measure under every condition, a column per model."""
+    rows = []
+    for measure, conditions in found["values"].items():
+        unit = "" if measure == "Likert" or measure.endswith("bits") else "%"
+        for condition, models in conditions.items():
+            estimates = {key: interval_of(models[key]) for key in MODELS if key in models}
+            if any(estimates.values()):
+                n = max(estimate["n"] for estimate in estimates.values() if estimate)
+                cells = [estimates.get(key) and estimate_text(estimates[key] | {"parts": {}}, unit) for key in MODELS]
+                rows.append([f"{measure}, {condition}", n, *(cell or "-" for cell in cells)])
+    return table(["%, Likert or bits [95 % interval]", "n", *MODELS.values()], rows)
+
+
+def flops_table(steps):
+    """What each step costs, beside the paper's PF-days."""
+    paper = {"pretraining": 3640, "SFT": 4.9, "PPO-ptx": 60}
+    rows = []
+    for step, amount in steps.items():
+        row = [step, f"{amount:.2e}", f"{100 * amount / steps['pretraining']:.2f}"]
+        days = paper.get(step)
+        rows.append([*row, days or "-", f"{100 * days / paper['pretraining']:.2f}" if days else "-"])
+    return table(["compute", "FLOPs", "% of pretraining", "paper, PF-days", "% of pretraining"], rows)
+
+
+def main(cfg):
+    device = set_up(cfg)
+    cfg = replace(cfg, **QUICK) if cfg.quick else cfg
+    folders = [Path(name.strip()) for name in cfg.runs.split(",") if name.strip()]
+    also = [name.strip() for name in cfg.also.split(",") if name.strip()]
+    require(folders, "--runs: name at least one run folder")
+    for name in also:
+        require(name in ALSO, f"--also {name}: choose from {', '.join(ALSO)}")
+    for out in folders:
+        for file in ("report.json", "base.pt", "sft.pt", "ppo_init.pt", "ppo.pt", "ppo_ptx.pt"):
+            require((out / file).exists(), f"{out / file}: not found; make it first with: python run.py --out {out}")
+        read_world(cfg.data or out / "data")  # refused if it is not the village's
+    table_folder = output_folder(cfg.out or folders[0])
+
+    first = folders[0]
+    for name in also:
+        module = importlib.import_module(ALSO[name])
+        shared = {"data": cfg.data or str(first / "data"), "out": str(first), "seed": seed_of(first)}
+        shared |= {key: getattr(cfg, key) for key in ("device", "threads", "dtype")}
+        known = module.Config.__dataclass_fields__
+        module.main(module.Config(**shared, **({"quick": True} if cfg.quick and "quick" in known else {})))
+    runs = {}
+    for out in folders:
+        runs[out.name] = measure(cfg, out, device) | {"report": json.loads((out / "report.json").read_text())}
+        for name, file in BY_OTHERS.items():
+            if (out / file).exists():
+                runs[out.name][name] = json.loads((out / file).read_text())
+    text = page(runs)
+    with whole_file(table_folder / "claims.md") as file:
+        file.write(text)
+    print(f"\n{text.split('## ')[0]}wrote {table_folder}/claims.md, and claims.json in each run folder")
+
+
+def seed_of(out):
+    return json.loads((out / "report.json").read_text())["seed"]
+
+
+if __name__ == "__main__":
+    command_line(Config, main, __doc__)

@@ -1,0 +1,106 @@
+"""Numbers with their 95 % intervals, and what these say about a claim: it holds, does not, or cannot be told.
+
+estimate = {"mean", "low", "high"}, and "parts" {name: number}: what it is made of
+"""
+
+import math
+from collections.abc import Callable
+from statistics import correlation, fmean, stdev
+from typing import NamedTuple
+
+from core.ranking_metrics import mean_and_error, wilson_interval
+
+# Student's t for 95 %, by degrees of freedom 1, 2, …; the normal distribution's 1.96 beyond
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+
+
+def estimate_of(mean, error, **parts):
+    """An estimate from half the width of its interval."""
+    return {"mean": mean, "low": mean - error, "high": mean + error, "parts": parts}
+
+
+def interval_of(values):
+    """Mean over prompts; Wilson's interval where every value is yes or no. Leaves out None; None where nothing is left."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return None
+    mean, error = mean_and_error(values)
+    if set(values) <= {0, 1}:
+        low, high = wilson_interval(mean, len(values))
+        return {"mean": mean, "low": low, "high": high, "n": len(values)}
+    return estimate_of(mean, error) | {"n": len(values)}
+
+
+def difference(one, other, **parts):
+    """one - other of two estimates, as if they were independent (on the same prompts the true interval is narrower)."""
+    error = math.hypot(*((estimate["high"] - estimate["low"]) / 2 for estimate in (one, other)))
+    return estimate_of(one["mean"] - other["mean"], error, **parts)
+
+
+def paired_difference(ours, theirs, times=1, names=()):
+    """Mean over prompts of ours - times · theirs, where both are there; None where they never are.
+
+    ours, theirs: a number or None per prompt; names: of theirs and ours, for "parts".
+    """
+    pairs = [(a, b) for a, b in zip(ours, theirs) if a is not None and b is not None]
+    if not pairs:
+        return None
+    parts = dict(zip(names, (fmean(b for _, b in pairs), fmean(a for a, _ in pairs))))
+    return estimate_of(*mean_and_error([a - times * b for a, b in pairs]), **parts)
+
+
+def correlation_interval(x, y):
+    """Pearson's correlation with Fisher's interval; None of fewer than four points, or where one of the two is constant."""
+    if len(x) < 4 or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    r = correlation(x, y)
+    z, error = math.atanh(max(-0.999999, min(0.999999, r))), 1.96 / math.sqrt(len(x) - 3)
+    return {"mean": r, "low": math.tanh(z - error), "high": math.tanh(z + error)}
+
+
+def over_runs(estimates):
+    """The mean of several runs. Its interval is the wider of two: that of the prompts, with these seeds, and Student's
+    over the runs, which says what other seeds would give."""
+    k = len(estimates)
+    if k == 1:
+        return estimates[0]
+    means = [estimate["mean"] for estimate in estimates]
+    of_prompts = math.hypot(*((estimate["high"] - estimate["low"]) / 2 for estimate in estimates)) / k
+    t = STUDENT[k - 2] if k - 2 < len(STUDENT) else 1.96
+    names = estimates[0].get("parts", {})
+    parts = {name: fmean(estimate["parts"][name] for estimate in estimates) for name in names}
+    return estimate_of(fmean(means), max(of_prompts, t * stdev(means) / math.sqrt(k)), **parts)
+
+
+# ---------------------------------------------------------------------------------------------------- claims
+
+
+class Claim(NamedTuple):
+    """Something that the paper found, and the number that decides whether it is so here, too."""
+
+    number: str  # of the claim, as in docs/claims.md
+    says: str
+    paper: str  # its numbers
+    how: str  # what is measured here
+    find: Callable  # {"report": report.json, …} -> an estimate; None: not measured
+    least: float = -math.inf  # it holds if the whole interval lies above this
+    most: float = math.inf  # and below this
+    unit: str = "%"
+    otherwise: str = ""  # why it may not hold here
+
+
+def verdict(estimate, claim):
+    """What the interval says -> "holds", "does not", or "cannot be told"."""
+    low, high = estimate["low"], estimate["high"]
+    if low > claim.least and high < claim.most:
+        return "holds"
+    return "does not" if high < claim.least or low > claim.most else "cannot be told"
+
+
+def estimate_text(estimate, unit):
+    """ "mean [low, high] (what it is made of)"; shares, of unit "%", in percent."""
+    factor, form = (100, ".1f") if unit == "%" else (1, ".2f")
+    mean, low, high = (f"{factor * estimate[key]:{form}}" for key in ("mean", "low", "high"))
+    parts = ", ".join(f"{name} {factor * value:{form}}" for name, value in estimate.get("parts", {}).items())
+    text = mean if low == high else f"{mean} [{low}, {high}]"
+    return f"{text} ({parts})" if parts else text
