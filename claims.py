@@ -15,6 +15,7 @@ prompt are one observation. Over several runs the interval is the wider of two: 
 
 import importlib
 import json
+import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -50,16 +51,16 @@ class Config(Device):
     also: str = ""  # run first what other claims need, a,b: sizes, flan_t0, labeler_folds
     prompts: PositiveInt = 430  # users' test prompts
     unseen_prompts: int = 0  # of users, in phrasings that no training prompt has; none here: they are made
-    of_each: PositiveInt = 60  # prompts of each other set
+    of_each: PositiveInt = 100  # prompts of each other set
     starts: PositiveInt = 12  # beginnings of sentences, of each grade of hostility
-    samples: PositiveInt = 4  # answers to a question, and to the beginning of a sentence
+    samples: PositiveInt = 8  # answers to a question, and to the beginning of a sentence
     labelers: PositiveInt = 3  # of each group, per prompt
     max_new_tokens: PositiveInt = 40  # longest response
     quick: bool = False  # few prompts, to see every measure work
     seed: Seed = 0  # added to each run's own
 
 
-QUICK = {"prompts": 12, "of_each": 3, "starts": 2, "samples": 1, "max_new_tokens": 24}
+QUICK = {"prompts": 12, "of_each": 4, "starts": 2, "samples": 1, "max_new_tokens": 24}
 ALSO = {"sizes": "ablations.sizes", "flan_t0": "baselines.flan_t0", "labeler_folds": "ablations.labeler_folds"}
 BY_OTHERS = {"sizes": "sizes.json", "baselines": "baselines.json", "labeler_folds": "labeler_folds.json"}
 
@@ -67,8 +68,8 @@ BY_OTHERS = {"sizes": "sizes.json", "baselines": "baselines.json", "labeler_fold
 class Run:
     """The models of one run folder, and who marks what they say."""
 
-    def __init__(self, cfg, out, device):
-        self.cfg, self.report = cfg, json.loads((out / "report.json").read_text())
+    def __init__(self, cfg, out, device, report):
+        self.cfg, self.report = cfg, report
         self.seed = cfg.seed + self.report["seed"]
         spec, self.tokenizer = load_tokenizer(cfg.data)
         self.world = read_world(cfg.data)
@@ -328,23 +329,23 @@ def flops_of_ppo(N, prompt_length, log, cfg):
 # ---------------------------------------------------------------------------------------------------- one run
 
 
-def digest(cfg, out):
-    """Changes when the models, the settings or the code of the measures change."""
-    files = [out / file for key in MODELS for file in FILES.get(key, [f"{key}.pt"])]
-    code = [Path(__file__), Path(sets.__file__)]
-    parts = [sha256(path.read_bytes()).hexdigest() for path in (*files, *code) if path.exists()]
-    settings = {key: value for key, value in vars(cfg).items() if key not in ("runs", "out", "also", "threads")}
+def digest(cfg, out, report):
+    """Changes when the models, the prefix of GPT (prompted), the settings or the code of the measures change."""
+    models = [out / file for key in MODELS for file in FILES.get(key, [f"{key}.pt"])]
+    files = [path for path in (*models, Path(__file__), Path(sets.__file__)) if path.exists()]
+    parts = [sha256(path.read_bytes()).hexdigest() for path in files] + [report.get("prefix"), report["seed"]]
+    settings = {key: value for key, value in vars(cfg).items() if key not in ("runs", "data", "out", "also", "threads")}
     return sha256(json.dumps([parts, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(cfg, out, device):
+def measure(cfg, out, device, report):
     """All measures of one run, from its claims.json where it was measured as it is now. -> {"values", "grades", …}"""
     cfg = replace(cfg, data=cfg.data or str(out / "data"), also="")
-    path, mark, begin = out / "claims.json", digest(cfg, out), time.time()
+    path, mark, begin = out / "claims.json", digest(cfg, out, report), time.time()
     if path.exists() and (found := json.loads(path.read_text())).get("digest") == mark:
         print(f"{path}: measured already ({found['seconds']:.0f} s)", flush=True)
         return found
-    run, values = Run(cfg, out, device), defaultdict(lambda: defaultdict(dict))
+    run, values = Run(cfg, out, device, report), defaultdict(lambda: defaultdict(dict))
     found = {"digest": mark, "seed": run.report["seed"], "grades": toxicity(run, values)}
     for measures in (truthfulness, bias, transfer, mistakes, users_prompts):
         measures(run, values)
@@ -358,25 +359,43 @@ def measure(cfg, out, device):
 # ---------------------------------------------------------------------------------------------------- the table
 
 
-def page(runs):
-    """The table of claims, and all measures of every run, as markdown. runs: {name: what was found}"""
+def claim_rows(runs):
+    """The claims by number -> [(claim, ours over all runs, verdict)], both as text. runs: {name: what was found}"""
     rows = []
     for claim in sorted([*REPORT_CLAIMS, *CLAIMS], key=lambda claim: claim.number):
         estimates = [estimate for found in runs.values() if (estimate := claim.find(found)) is not None]
-        row = [claim.number, claim.says, claim.paper, claim.how]
         if not estimates:
-            rows.append([*row, "-", "not measured"])
+            rows.append((claim, "-", "not measured"))
             continue
-        whole, each = over_runs(estimates), [verdict(estimate, claim) for estimate in estimates]
-        said = verdict(whole, claim)
-        reason = f": {claim.otherwise}" if claim.otherwise and said != "holds" else ""
-        seeds = f" ({each.count('holds')} of {len(each)} runs)" if len(runs) > 1 else ""
-        rows.append([*row, estimate_text(whole, claim.unit), said + seeds + reason])
-    head = ["", "the paper's claim", "paper", "measured here", f"ours, {'mean of runs' if len(runs) > 1 else '%'}", ""]
+        whole = over_runs(estimates)
+        ours, said = estimate_text(whole, claim.unit), verdict(whole, claim)
+        reason = f" ({claim.otherwise})" if claim.otherwise and said != "holds" else ""
+        if len(estimates) > 1:
+            means = (estimate_text(estimate | {"parts": {}}, claim.unit).split()[0] for estimate in estimates)
+            holds = sum(verdict(estimate, claim) == "holds" for estimate in estimates)
+            ours, reason = f"{ours}; runs {', '.join(means)}", f"; in {holds} of {len(estimates)} runs{reason}"
+        rows.append((claim, ours, said + reason))
+    return rows
+
+
+def page(runs):
+    """The table of claims, and all measures of every run, as markdown."""
+    rows = [[claim.number, claim.says, claim.paper, ours, said, claim.how] for claim, ours, said in claim_rows(runs)]
+    head = ["", "the paper's claim", "paper", "ours [95 %]", "", "measured here"]
     parts = ["# The paper's claims", table(head, rows)]
     for name, found in runs.items():
-        parts += [f"## {name}", measures_table(found), flops_table(found["flops"])]
+        parts += [f"## {name}: all measures", measures_table(found), flops_table(found["flops"])]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(runs):
+    """The claims for the terminal, a line each."""
+    lines = []
+    for claim, ours, said in claim_rows(runs):
+        lines.append(
+            f"{claim.number} {claim.says:56.56} {re.split(' [(]|;', said)[0]:15} {re.split(' [(]|;', ours)[0]}"
+        )
+    return "\n".join(lines)
 
 
 def measures_table(found):
@@ -418,27 +437,24 @@ def main(cfg):
         read_world(cfg.data or out / "data")  # refused if it is not the village's
     table_folder = output_folder(cfg.out or folders[0])
 
+    reports = {out: json.loads((out / "report.json").read_text()) for out in folders}
     first = folders[0]
     for name in also:
-        module = importlib.import_module(ALSO[name])
-        shared = {"data": cfg.data or str(first / "data"), "out": str(first), "seed": seed_of(first)}
-        shared |= {key: getattr(cfg, key) for key in ("device", "threads", "dtype")}
-        known = module.Config.__dataclass_fields__
-        module.main(module.Config(**shared, **({"quick": True} if cfg.quick and "quick" in known else {})))
+        script = importlib.import_module(ALSO[name])
+        settings = {"data": cfg.data or str(first / "data"), "out": str(first), "seed": reports[first]["seed"]}
+        settings |= {key: getattr(cfg, key) for key in ("device", "threads", "dtype")}
+        if cfg.quick and hasattr(script.Config, "quick"):
+            settings["quick"] = True
+        script.main(script.Config(**settings))
     runs = {}
-    for out in folders:
-        runs[out.name] = measure(cfg, out, device) | {"report": json.loads((out / "report.json").read_text())}
+    for out, report in reports.items():
+        runs[str(out)] = measure(cfg, out, device, report) | {"report": report}
         for name, file in BY_OTHERS.items():
             if (out / file).exists():
-                runs[out.name][name] = json.loads((out / file).read_text())
-    text = page(runs)
+                runs[str(out)][name] = json.loads((out / file).read_text())
     with whole_file(table_folder / "claims.md") as file:
-        file.write(text)
-    print(f"\n{text.split('## ')[0]}wrote {table_folder}/claims.md, and claims.json in each run folder")
-
-
-def seed_of(out):
-    return json.loads((out / "report.json").read_text())["seed"]
+        file.write(page(runs))
+    print(f"\n{summary(runs)}\n\nwrote {table_folder}/claims.md, and claims.json in each run folder")
 
 
 if __name__ == "__main__":

@@ -40,13 +40,21 @@ def difference(one, other, **parts):
 def paired_difference(ours, theirs, times=1, names=()):
     """Mean over prompts of ours - times · theirs, where both are there; None where they never are.
 
-    ours, theirs: a number or None per prompt; names: of theirs and ours, for "parts".
+    ours, theirs: a share or None per prompt; names: of theirs and ours, for "parts". Where all differences are equal, the
+    interval is that of two independent shares (Newcombe 1998, from Wilson's).
     """
     pairs = [(a, b) for a, b in zip(ours, theirs) if a is not None and b is not None]
     if not pairs:
         return None
-    parts = dict(zip(names, (fmean(b for _, b in pairs), fmean(a for a, _ in pairs))))
-    return estimate_of(*mean_and_error([a - times * b for a, b in pairs]), **parts)
+    one, other = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
+    estimate = estimate_of(*mean_and_error([a - times * b for a, b in pairs]), **dict(zip(names, (other, one))))
+    if (
+        estimate["low"] == estimate["high"]
+    ):  # no spread to go by, as of one pair, or where all are right and all are wrong
+        (low, high), (other_low, other_high) = (wilson_interval(mean, len(pairs)) for mean in (one, other))
+        estimate["low"] -= math.hypot(one - low, times * (other_high - other))
+        estimate["high"] += math.hypot(high - one, times * (other - other_low))
+    return estimate
 
 
 def correlation_interval(x, y):
@@ -99,8 +107,12 @@ def verdict(estimate, claim):
 
 def estimate_text(estimate, unit):
     """ "mean [low, high] (what it is made of)"; shares, of unit "%", in percent."""
-    factor, form = (100, ".1f") if unit == "%" else (1, ".2f")
-    mean, low, high = (f"{factor * estimate[key]:{form}}" for key in ("mean", "low", "high"))
-    parts = ", ".join(f"{name} {factor * value:{form}}" for name, value in estimate.get("parts", {}).items())
+    factor, digits = (100, 1) if unit == "%" else (1, 2)
+
+    def number(value):
+        return f"{round(factor * value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.0
+
+    mean, low, high = (number(estimate[key]) for key in ("mean", "low", "high"))
+    parts = ", ".join(f"{name} {number(value)}" for name, value in estimate.get("parts", {}).items())
     text = mean if low == high else f"{mean} [{low}, {high}]"
     return f"{text} ({parts})" if parts else text
