@@ -69,7 +69,7 @@ def on_tasks(weights, tasks=None):
         models, n = found["report"]["models"], found["report"].get("task_items")
         accuracy = {key: models.get(key, {}).get("tasks", {}).get("zero_shot", {}) for key in weights}
         known = [task for task in tasks or accuracy["gpt"] if all(task in accuracy[key] for key in weights)]
-        if not known:
+        if not (known and n):
             return None
         means = {key: fmean(accuracy[key][task] for task in known) for key in weights}
         spread = {key: sum(accuracy[key][task] * (1 - accuracy[key][task]) for task in known) for key in weights}

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from runs import weights_of
 
 import run
 from core.config import BadInput
@@ -332,3 +334,45 @@ def test_sft_along_its_epochs(killed, capsys):
         1 <= e["sampled"]["likert"][0] <= 7 for e in found["epochs"]
     )
     assert set(found["chosen"].values()) <= {1, 2}
+
+
+def test_the_papers_claims_beside_this_runs(killed, capsys):
+    import claims
+    from core.paper_claims import CLAIMS, REPORT_CLAIMS
+    from data.folder import Corpus, load_tokenizer, read_demonstrations
+
+    out, _ = killed
+    cfg = claims.Config(runs=str(out), quick=True, threads=1)
+    claims.main(cfg)
+    found, printed = json.loads((out / "claims.json").read_text()), capsys.readouterr().out
+    assert "measured" in printed and "already" not in printed
+    for conditions in found["values"].values():
+        for models in conditions.values():
+            assert set(models) - set(claims.MODELS) == set() and {"gpt", "sft", "ppo", "ppo_ptx"} <= set(models)
+    assert len(found["grades"]) == 2 * 4 == len(found["values"]["toxic completion"]["none"]["ppo"])
+    everything = found | {"report": read_report(out)}
+    for claim in (*REPORT_CLAIMS, *CLAIMS):
+        if "correlation" in claim.how or "constraint" in claim.how or ".py" in claim.how:
+            continue  # of numbers that may all be equal, of prompts that may not be among the few, of other scripts
+        estimate = claim.find(everything)
+        assert estimate["low"] <= estimate["mean"] <= estimate["high"], claim.says
+    page = (out / "claims.md").read_text()
+    assert all(page.count(f"| {claim.says} ") or page.count(f" {claim.says} |") for claim in CLAIMS)
+
+    # what training really read, a token at a time
+    weights = sum(p.numel() for p in weights_of(out / "base.pt").values())
+    _, tokenizer = load_tokenizer(out / "data")
+    read = 0
+    for step in range(10):  # --quick's
+        window = 160 if (step + 1) % 4 == 0 else 40
+        read += Corpus(out / "data", "train").windows(5 * 160 // window, window, torch.Generator()).numel()
+    shown = [record["prompt"] + record["completion"] for record in read_demonstrations(out / "data", "train")]
+    tokens = sum(len(tokenizer.encode_ordinary(text)) + 1 for text in shown)
+    assert found["flops"]["pretraining"] == 6 * weights * read
+    assert found["flops"]["SFT"] == pytest.approx(6 * weights * 2 * tokens, rel=0.02), "prompts are encoded apart"
+    assert found["flops"]["PPO-ptx"] > found["flops"]["PPO"] > 0 and "reward model, first round" in found["flops"]
+
+    two = f"{out},{out.parent / '.' / '..' / out.parent.name / out.name}"
+    claims.main(replace(cfg, runs=two, out=str(out / "table")))
+    assert capsys.readouterr().out.count("measured already") == 2, "what is there is not measured again"
+    assert "in 2 of 2 runs" in (out / "table" / "claims.md").read_text()

@@ -112,6 +112,19 @@ def test_long_curves_are_thinned_evenly():
 # ---------------------------------------------------------------------------------------------------- report.md
 
 
+def test_claims_have_their_number_and_what_it_says():
+    report = fake_report()
+    report["models"]["ppo_ptx"]["win_rate"]["held_out"] = rate(0.619, 0.03)
+    report["head_to_head"]["gpt_prompted"] = {"held_out": rate(0.52, 0.03)}
+    text = reporting.claims_section(report)
+    held_out = ["PPO-ptx is preferred to SFT", "win rate, held-out labelers, both at T = 1", "73.4 ± 2"]
+    assert cells(text, "PPO-ptx is preferred to SFT") == [*held_out, "61.9 [58.9, 64.9]", "holds"]
+    assert cells(text, "PPO-ptx is preferred to GPT (prompted)")[3:] == ["52.0 [49.0, 55.0]", "cannot be told"]
+    assert "public tasks" not in text, "how many items there are is not known"
+    assert "PPO loses accuracy on public tasks" in reporting.claims_section(report | {"task_items": 90})
+    assert reporting.claims_section({"models": {}}) == ""
+
+
 def test_every_number_lands_in_its_cell():
     report = fake_report()
     ppo = report["models"]["ppo"]
@@ -227,7 +240,14 @@ def test_a_report_without_labelers_has_no_sections_that_need_them():
     everywhere = ["## Reward model", "## The same prompts, answered by every model", "## Seconds per stage"]
     middle = ["## Alignment tax", "## Flags of the paper's Table 3, by the judge", "## Likert 1-7 by use case"]
     assert headings(with_labelers) == [
-        *("# Report", "## Who prefers whom", "## Head to head", "## In phrasings that no training prompt has", *middle),
+        *(
+            "# Report",
+            "## The paper's claims",
+            "## Who prefers whom",
+            "## Head to head",
+            "## In phrasings that no training prompt has",
+            *middle,
+        ),
         *("## Reward model", "## Over-optimisation", *everywhere[1:]),
     ]
     assert headings(without) == ["# Report", "## Scores", *everywhere]

@@ -1,0 +1,90 @@
+"""The claims: each is decided by its own numbers, and asks for nothing that is not measured."""
+
+import copy
+
+import pytest
+
+from core.intervals import verdict
+from core.paper_claims import CLAIMS, MODELS, REPORT_CLAIMS, on_tasks
+from evaluate import NAMES
+
+
+def rate(mean, half=0.02):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 400}
+
+
+def a_report(ptx_wins=0.7, accuracy=None):
+    """What the claims read of report.json."""
+    accuracy = accuracy or {"gpt": 0.9, "ppo": 0.7, "ppo_ptx": 0.85}
+    models = {}
+    for key, share in accuracy.items():
+        tasks = {"zero_shot": {"reading": share - 0.05, "ending": share + 0.05}}
+        wins = {"training": rate(ptx_wins), "held_out": rate(ptx_wins + 0.01)}
+        models[key] = {"name": MODELS[key], "tasks": tasks, "win_rate": wins, "win_rate_greedy": wins}
+    duels = {key: {"held_out": rate(0.9)} for key in ("gpt", "gpt_prompted")}
+    learned = {"training": {"accuracy": [0.70, 0.01]}, "held_out": {"accuracy": [0.69, 0.01]}}
+    return {"models": models, "head_to_head": duels, "reward_model": learned, "task_items": 1000}
+
+
+def of(says, claims=REPORT_CLAIMS):
+    (found,) = [claim for claim in claims if claim.says == says and "greedy" not in claim.how]
+    return found
+
+
+def said(says, found, claims=REPORT_CLAIMS):
+    claim = of(says, claims)
+    return verdict(claim.find(found), claim)
+
+
+def test_the_names_are_evaluates():
+    assert MODELS == {key: name for key, name in NAMES.items() if key in MODELS} and set(NAMES) - set(MODELS) == {
+        "ppo_1"
+    }
+
+
+def test_what_the_report_decides():
+    found = {"report": a_report()}
+    for claim in REPORT_CLAIMS:
+        assert verdict(claim.find(found), claim) == ("does not" if "HellaSwag" in claim.says else "holds"), claim.says
+    assert said("PPO-ptx is preferred to SFT", {"report": a_report(ptx_wins=0.4)}) == "does not"
+    assert said("PPO-ptx is preferred to SFT", {"report": a_report(ptx_wins=0.49)}) == "cannot be told"
+    forgets = {"report": a_report(accuracy={"gpt": 0.9, "ppo": 0.7, "ppo_ptx": 0.72})}
+    assert said("PPO-ptx keeps most of what PPO loses", forgets) == "does not"
+    assert [claim.find({"report": {"models": {}, "reward_model": {}}}) for claim in REPORT_CLAIMS] == [None] * 10
+
+
+def test_the_tax_is_the_mean_over_tasks_with_binomial_errors():
+    how, find = on_tasks({"gpt": -0.5, "ppo": -0.5, "ppo_ptx": 1})
+    estimate = find({"report": a_report()})
+    assert estimate["mean"] == pytest.approx(0.85 - (0.9 + 0.7) / 2)
+    variance = 0.0
+    for weight, share in ((-0.5, 0.9), (-0.5, 0.7), (1, 0.85)):
+        for p in (share - 0.05, share + 0.05):
+            variance += (weight / 2) ** 2 * p * (1 - p) / 1000  # each task is half of the mean
+    assert estimate["high"] - estimate["mean"] == pytest.approx(1.96 * variance**0.5)
+    assert "GPT · -0.5" in how and estimate["parts"]["PPO"] == pytest.approx(0.7)
+    assert on_tasks({"gpt": -1, "ppo": 1}, ["no such task"])[1]({"report": a_report()}) is None
+
+
+def test_what_other_scripts_found():
+    duel = {"sampled": {"held_out": rate(0.8)}, "greedy": {"held_out": rate(0.1)}}
+    lost = {"win_rate": {"sampled": {"held_out": rate(0.3)}, "greedy": {"held_out": rate(0.9)}}}
+    found = {
+        "sizes": {"head_to_head": {"gpt": duel, "gpt_prompted": duel}},
+        "baselines": {"models": {"flan": lost, "t0": lost}, "head_to_head": {"flan": duel, "t0": duel}},
+        "labeler_folds": {"in": [0.72, 0.002], "out": [0.70, 0.004], "difference": [0.02, 0.01]},
+    }
+    others = [claim for claim in CLAIMS if any(f"{word}/" in claim.how for word in ("ablations", "baselines"))]
+    assert len(others) == 7
+    for claim in others:
+        assert verdict(claim.find(found), claim) == "holds", claim.says
+        assert claim.find({}) is None
+    turned = copy.deepcopy(found)
+    turned["labeler_folds"]["difference"] = [0.2, 0.01]
+    assert said("reward models are as good on labelers left out", turned, CLAIMS) == "does not"
+
+
+def test_cost_is_a_share_of_pretraining():
+    (claim,) = [claim for claim in CLAIMS if "costs little" in claim.says]
+    estimate = claim.find({"flops": {"pretraining": 3640, "SFT": 4.9, "PPO": 50, "PPO-ptx": 60}})
+    assert estimate["mean"] == pytest.approx(64.9 / 3640) and verdict(estimate, claim) == "holds"

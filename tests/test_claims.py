@@ -1,0 +1,284 @@
+"""The claims' measures, by hand: models that say what they are told to, marked by the real judge."""
+
+import json
+import math
+import random
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+
+import claims
+from claims import Config
+from core.config import BadInput
+from data.folder import write_jsonl
+from data.village import evaluation_sets as sets
+from data.village.grammar import PROMPT_END, say
+from data.village.intents import understand
+from data.village.judge import Judge
+from data.village.world import World
+from model import GPTConfig
+
+WORLD = World(0)
+
+
+class TakesAll:
+    """A labeler who prefers longer answers."""
+
+    def rank(self, prompt, completions):
+        return [1 + sum(len(other) > len(text) for other in completions) for text in completions]
+
+
+@pytest.fixture
+def run(tmp_path, tokenizer):
+    """run(model = function of (prompt, which answer to it) -> text, …) -> a Run whose models say that."""
+    (tmp_path / "village.json").write_text('{"seed": 0}')
+
+    class Scripted(claims.Run):
+        def __init__(self, **models):
+            self.cfg = Config(data=str(tmp_path), of_each=6, starts=3, samples=4, prompts=50)
+            self.seed, self.report, self.world, self.prefix = 0, {"seed": 0}, WORLD, "Exercises\n\n"
+            self.judge, self.labelers = Judge(tmp_path), {"training": [TakesAll()] * 3, "held_out": [TakesAll()] * 3}
+            self.tokenizer = tokenizer
+            self.scripts = models
+            self.models = {key: SimpleNamespace(config=GPTConfig(1, 1, 8, 4000, 300)) for key in models}
+            self.asked = defaultdict(list)
+
+        def answer(self, key, prompts, purpose):
+            self.asked[key] += [self.context(key, prompt) for prompt in prompts]
+            nth = defaultdict(int)
+            answers = []
+            for prompt in prompts:
+                answers.append((self.scripts[key](prompt, nth[prompt]), True))
+                nth[prompt] += 1
+            return answers
+
+    return Scripted
+
+
+def measured(measure, run):
+    values = defaultdict(lambda: defaultdict(dict))
+    result = measure(run, values)
+    return values if result is None else (values, result)
+
+
+def fact_of(prompt):
+    """(relation, subject) that a prompt asks for."""
+    intent, slots = understand(prompt)
+    return slots["relation"], intent.about(slots)[1]
+
+
+def truth(prompt, nth):
+    return " " + say(*fact_of(prompt), WORLD.truth(*fact_of(prompt)))
+
+
+def hearsay(prompt, nth):
+    return " " + say(*fact_of(prompt), WORLD.hearsay(*fact_of(prompt)))
+
+
+# ---------------------------------------------------------------------------------------------------- truth
+
+
+def test_truth_where_most_people_are_wrong_and_elsewhere(run):
+    def half(prompt, nth):  # of the answers to a wording
+        return [truth, hearsay][nth % 2](prompt, nth)
+
+    asked = run(sft=truth, gpt=hearsay, ppo=half, ppo_ptx=lambda prompt, nth: " I do not know.")
+    values = measured(claims.truthfulness, asked)
+    facts = sets.fact_questions(WORLD)
+    tricky = sum(fact in WORLD.misconceptions for fact in facts)
+    for instruction in ("plain", "cautious", "QA prompt"):
+        both, wrong, others = (f"{instruction}{kind}" for kind in ("", ", most people are wrong", ", other questions"))
+        true = {kind: values["true"][kind] for kind in (both, wrong, others)}
+        assert [len(true[kind]["sft"]) for kind in true] == [len(facts), tricky, len(facts) - tricky]
+        assert set(true[both]["sft"]) == {1.0} == set(true[both]["ppo_ptx"])
+        assert set(true[wrong]["gpt"]) == {0.0} and set(true[others]["gpt"]) == {1.0}
+        assert set(true[wrong]["ppo"]) == {0.5} and set(true[others]["ppo"]) == {1.0}
+        assert set(values["true and informative"][both]["ppo_ptx"]) == {0.0}
+        assert set(values["true, not informative"][both]["ppo_ptx"]) == {1.0}
+        assert set(values["true and informative"][both]["sft"]) == {1.0}
+    assert len(asked.asked["gpt"]) == 3 * 4 * len(facts)
+    solved = [prompt for prompt in asked.asked["gpt"] if "\n\n" in prompt]
+    assert len(solved) == 4 * len(facts) and all(prompt.count(PROMPT_END) == 5 for prompt in solved)
+
+
+def test_gpt_prompted_reads_its_prefix_and_no_second_one(run):
+    asked = run(gpt=hearsay, gpt_prompted=hearsay)
+    values = measured(claims.truthfulness, asked)
+    assert all(prompt.startswith("Exercises\n\n") for prompt in asked.asked["gpt_prompted"])
+    assert not any(prompt.startswith("Exercises") for prompt in asked.asked["gpt"])
+    assert set(values["true"]["QA prompt"]) == {"gpt"} and set(values["true"]["plain"]) == {"gpt", "gpt_prompted"}
+
+
+# ---------------------------------------------------------------------------------------------------- toxicity and bias
+
+
+def test_toxic_completions_by_grade_and_instruction(run):
+    """GPT insults where the start does, the others when told to; only the first sentence counts."""
+
+    def hostile(text, nth):
+        return (
+            " a sour pickle. And so on" if "Nobody likes" in text else " kind. " + text.split()[0] + " is a lazy lump."
+        )
+
+    def obedient(prompt, nth):
+        return " a lazy lump." if "rudely" in prompt and nth < 2 else " kind."
+
+    asked = run(gpt=hostile, ppo_ptx=obedient, sft=lambda prompt, nth: " the the the.")
+    values, grades = measured(claims.toxicity, asked)
+    toxic = values["toxic completion"]
+    assert sorted(grades) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    for instruction in sets.INSTRUCTIONS:
+        assert toxic[instruction]["gpt"] == [float(grade >= 2) for grade in grades]
+        assert set(toxic[instruction]["ppo_ptx"]) == {0.5 if instruction == "biased" else 0.0}
+        assert [set(toxic[f"{instruction}, grade {grade}"]["gpt"]) for grade in range(4)] == [
+            {0.0},
+            {0.0},
+            {1.0},
+            {1.0},
+        ]
+        for key, goes_on in (("gpt", {1.0}), ("ppo_ptx", {1.0}), ("sft", {0.0})):
+            assert set(values["continues the sentence"][instruction][key]) == goes_on
+    assert not any(text.endswith(PROMPT_END) or "..." in text for text in asked.asked["gpt"])
+    assert all(text.endswith(f" ...{PROMPT_END}") for text in asked.asked["ppo_ptx"])
+    assert claims.first_sentence(" a baker. Ada is a lazy lump.") == " a baker."
+    assert claims.first_sentence(" a\nlazy lump.") == " a"
+
+
+def test_bias_is_the_entropy_of_two_sentences(run, monkeypatch):
+    """Log-probs by town; the entropy by its definition, one pair at a time."""
+    rng, liked = random.Random(0), {}
+    asked = []
+
+    def logprobs(model, tokenizer, answers):
+        asked.extend(answers)
+        return [(liked.setdefault((start[-30:], way), rng.uniform(-9, -1)), 4) for start, way, _ in answers]
+
+    monkeypatch.setattr(claims, "answer_logprobs", logprobs)
+    values = measured(claims.bias, run(gpt=None, sft=None))
+    contexts = {"gpt": sets.bare, "sft": sets.to_complete}
+    for name in ("CrowS-Pairs", "Winogender"):
+        pairs = [pair for pair in sets.sentence_pairs(WORLD) if pair[0] == name]
+        for instruction in sets.INSTRUCTIONS:
+            for key, context in contexts.items():
+                entropies = values[f"{name}: entropy, bits"][instruction][key]
+                follows = values[f"{name}: follows the prejudice"][instruction][key]
+                assert len(entropies) == len(follows) == len(pairs)
+                for (_, start, ways, expected), bits, follow in zip(pairs, entropies, follows):
+                    p = [math.exp(liked[context(start, instruction)[-30:], way]) for way in ways]
+                    share = p[expected] / sum(p)
+                    assert follow == (share > 0.5)
+                    assert bits == pytest.approx(-share * math.log2(share) - (1 - share) * math.log2(1 - share))
+
+
+# ---------------------------------------------------------------------------------------------------- rare requests, mistakes
+
+
+def test_rare_requests_are_attempted_or_right(run):
+    asked = run(gpt=lambda prompt, nth: " Buy it.", ppo=None, sft=None)
+    good = asked.judge.good_answer
+    asked.scripts["ppo"] = lambda prompt, nth: good(prompt)
+    asked.scripts["sft"] = lambda prompt, nth: good(prompt) if nth else " Buy it."
+    values = measured(claims.transfer, asked)
+    assert set(values["right"]) == {*sets.RARE, "unseen phrasings"}
+    for kind in values["right"]:
+        assert set(values["right"][kind]["ppo"]) == set(values["attempted"][kind]["ppo"]) == {1.0}
+        assert set(values["right"][kind]["gpt"]) == {0.0}
+    for name in sets.RARE:
+        n = len(values["right"][name]["ppo"])
+        assert 5 <= n <= 6, "each prompt is one observation"
+        once = 1 - 1 / -(-6 // n)
+        assert set(values["right"][name]["sft"]) == {once}, "all but the first answer to a prompt"
+
+
+def test_simple_mistakes(run):
+    def believes(prompt, nth):
+        return {"Is": " Yes.", "Write": " Ada is a lazy lump.", "Insult": " Nobody likes Ada."}.get(
+            prompt.split()[0], " a rag"
+        )
+
+    asked = run(gpt=believes, sft=None, ppo=None)
+    asked.scripts["sft"] = lambda prompt, nth: asked.judge.good_answer(prompt)
+    asked.scripts["ppo"] = lambda prompt, nth: asked.judge.good_answer(prompt).rsplit(" ", 1)[0] + " rain."
+    values = measured(claims.mistakes, asked)
+    premises = values["accepts what is not so"]["false premises"]
+    assert premises["gpt"] == [1.0] * 6 and premises["sft"] == [0.0] * 6
+    harm = values["says something harmful"]
+    assert set(harm["rude"]["gpt"]) == {1.0} and set(harm["rude"]["sft"]) == {0.0} == set(
+        harm["complete_rudely"]["sft"]
+    )
+    met = values["does all that was asked for"]
+    assert set(met) == {"animal", "gifts", "story", "ending"}
+    for name in met:
+        assert set(met[name]["sft"]) == {1.0} and set(met[name]["gpt"]) == {0.0}
+    assert set(values["ends with the word asked for"]["ending"]["sft"]) == {1.0}
+    assert set(values["ends with the word asked for"]["ending"]["ppo"]) == {0.0} == set(met["ending"]["ppo"])
+
+
+def test_users_prompts_and_the_same_written_for_gpt(run, tmp_path):
+    prompts = sets.prompts_of("question", WORLD, random.Random(0), 5) + sets.prompts_of(
+        "rude", WORLD, random.Random(0), 5
+    )
+    records = [{"prompt": p, "user": "u", "split": "test", "use_case": understand(p)[0].use_case} for p in prompts]
+    write_jsonl(tmp_path / "prompts.jsonl", records)
+    asked = run(sft=lambda prompt, nth: " No.", gpt_prompted=lambda prompt, nth: " I do not know.", ppo=None, gpt=None)
+    asked.scripts["ppo"] = lambda prompt, nth: asked.judge.good_answer(prompt)
+    asked.scripts["gpt"] = lambda prompt, nth: " I would rather not be unkind to Ada."
+    values = measured(claims.users_prompts, asked)
+    assert set(values["fails the task"]["users' prompts"]["ppo"]) == {0.0}
+    assert values["Likert"]["all"]["ppo"] == [7] * 10 and values["Likert"]["open qa"]["ppo"] == [7] * 5
+    assert len(values["Likert"]["generation"]["sft"]) == 5
+    hedges = values["hedges: does not know, no comment, refuses"]["users' prompts"]
+    assert set(hedges["gpt_prompted"]) == {1.0} and set(hedges["ppo"]) == {0.0} == set(hedges["sft"])
+    assert sum(hedges["gpt"]) == 5, "to refuse is to hedge where nothing unkind was asked for"
+    for group in ("training", "held-out"):
+        wins = values["preferred to SFT"][f"prompts written for GPT, {group} labelers"]
+        assert set(wins) == {"gpt", "sft", "ppo"} and set(wins["ppo"]) == {1.0} and set(wins["sft"]) == {0.5}
+    few_shot = [prompt for prompt in asked.asked["ppo"] if "\n\n" in prompt]
+    assert sorted(prompt.rsplit("\n\n", 1)[1] for prompt in few_shot) == sorted(prompts)
+
+
+# ---------------------------------------------------------------------------------------------------- compute
+
+
+def test_flops_of_ppo_token_by_token():
+    cfg = {
+        "batch_size": 4,
+        "value_only_iterations": 1,
+        "ptx_coef": 0.2,
+        "ptx_per_episode": 2,
+        "ptx_window": 8,
+        "epochs": 3,
+    }
+    log, N, total = [{"length": 6.0}, {"length": 10.0}], 1000, 0
+    for iteration, record in enumerate(log):
+        for _ in range(cfg["batch_size"]):
+            for _ in range(5 + int(record["length"])):  # every token of an episode
+                total += 2 * N + 4 * 2 * N + cfg["epochs"] * 6 * N * (1 if iteration < 1 else 2)
+            if iteration >= 1:
+                total += cfg["epochs"] * 6 * N * cfg["ptx_per_episode"] * cfg["ptx_window"]
+    assert claims.flops_of_ppo(N, 5, log, cfg) == total
+    assert claims.flops_of_ppo(N, 5, log, cfg | {"ptx_coef": 0.0}) == total - 4 * 3 * 6 * N * 16
+
+
+# ---------------------------------------------------------------------------------------------------- the table
+
+
+def test_several_answers_are_one_observation():
+    assert claims.means_of([1.0, 0.0, 1.0, 1.0, None, 1.0], 2) == [0.5, 1.0, None]
+
+
+def test_wrong_flags_are_refused(tmp_path, run):
+    for wrong, said in (
+        ({"runs": " , "}, "at least one"),
+        ({"also": "size"}, "choose from"),
+        ({}, "report.json: not found"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            claims.main(Config(**{"runs": str(tmp_path), "threads": 1} | wrong))
+    for name in ("base.pt", "sft.pt", "ppo_init.pt", "ppo.pt", "ppo_ptx.pt"):
+        (tmp_path / name).touch()
+    (tmp_path / "report.json").write_text(json.dumps({"seed": 0}))
+    with pytest.raises(BadInput, match="village.json: not found"):
+        claims.main(Config(runs=str(tmp_path), threads=1))
+    assert not (tmp_path / "claims.md").exists()
