@@ -38,7 +38,7 @@ from data.folder import load_tokenizer, read_comparisons, read_demonstrations, r
 from data.village import evaluation_sets as sets
 from data.village.intents import understand
 from data.village.world import read_world
-from evaluate import FILES, load_judge_and_labelers, load_models, preferences, test_records
+from evaluate import FILES, load_judge_and_labelers, load_models, preferences, read_prefixes, test_records
 from reward import encode_rankings
 from sft import encode_demonstrations
 
@@ -60,7 +60,7 @@ class Config(Device):
     seed: Seed = 0  # added to each run's own
 
 
-QUICK = {"prompts": 12, "of_each": 4, "starts": 2, "samples": 1, "max_new_tokens": 24}
+QUICK = {"prompts": 16, "of_each": 4, "starts": 2, "samples": 1, "max_new_tokens": 24}
 ALSO = {"sizes": "ablations.sizes", "flan_t0": "baselines.flan_t0", "labeler_folds": "ablations.labeler_folds"}
 BY_OTHERS = {"sizes": "sizes.json", "baselines": "baselines.json", "labeler_folds": "labeler_folds.json"}
 
@@ -237,7 +237,8 @@ def users_prompts(run, values):
     """Fig. 3 and 4: users' test prompts, as evaluate.py has them, and the same as they are written for GPT, behind two
     solved ones. Table 3's flags, Likert marks by use case, hedging; win rates against SFT on prompts written for GPT."""
     cfg, block_size = run.cfg, next(iter(run.models.values())).config.block_size
-    room = block_size - cfg.max_new_tokens - len(run.tokenizer.encode_ordinary(run.prefix))
+    longest = max((len(run.tokenizer.encode_ordinary(prefix)) for prefix in read_prefixes(cfg)), default=0)
+    room = block_size - cfg.max_new_tokens - longest
     records, _ = test_records(replace(cfg, seed=run.report["seed"]), run.tokenizer, room)
     prompts = [record["prompt"] for record in records]
     cases = [record["use_case"] for record in records]
@@ -374,7 +375,7 @@ def claim_rows(runs):
             means = (estimate_text(estimate | {"parts": {}}, claim.unit).split()[0] for estimate in estimates)
             holds = sum(verdict(estimate, claim) == "holds" for estimate in estimates)
             ours, reason = f"{ours}; runs {', '.join(means)}", f"; in {holds} of {len(estimates)} runs{reason}"
-        rows.append((claim, ours, said + reason))
+        rows.append((claim, ours + (f", n = {whole['n']}" if "n" in whole else ""), said + reason))
     return rows
 
 
@@ -393,7 +394,7 @@ def summary(runs):
     lines = []
     for claim, ours, said in claim_rows(runs):
         lines.append(
-            f"{claim.number} {claim.says:56.56} {re.split(' [(]|;', said)[0]:15} {re.split(' [(]|;', ours)[0]}"
+            f"{claim.number} {claim.says:56.56} {re.split(' [(]|;', said)[0]:15} {re.split(' [(]|;|, n', ours)[0]}"
         )
     return "\n".join(lines)
 

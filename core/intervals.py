@@ -48,6 +48,7 @@ def paired_difference(ours, theirs, times=1, names=()):
         return None
     one, other = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
     estimate = estimate_of(*mean_and_error([a - times * b for a, b in pairs]), **dict(zip(names, (other, one))))
+    estimate["n"] = len(pairs)
     if (
         estimate["low"] == estimate["high"]
     ):  # no spread to go by, as of one pair, or where all are right and all are wrong
@@ -63,7 +64,7 @@ def correlation_interval(x, y):
         return None
     r = correlation(x, y)
     z, error = math.atanh(max(-0.999999, min(0.999999, r))), 1.96 / math.sqrt(len(x) - 3)
-    return {"mean": r, "low": math.tanh(z - error), "high": math.tanh(z + error)}
+    return {"mean": r, "low": math.tanh(z - error), "high": math.tanh(z + error), "n": len(x)}
 
 
 def over_runs(estimates):
@@ -77,7 +78,8 @@ def over_runs(estimates):
     t = STUDENT[k - 2] if k - 2 < len(STUDENT) else 1.96
     names = estimates[0].get("parts", {})
     parts = {name: fmean(estimate["parts"][name] for estimate in estimates) for name in names}
-    return estimate_of(fmean(means), max(of_prompts, t * stdev(means) / math.sqrt(k)), **parts)
+    whole = estimate_of(fmean(means), max(of_prompts, t * stdev(means) / math.sqrt(k)), **parts)
+    return whole | {"n": sum(estimate["n"] for estimate in estimates)} if "n" in estimates[0] else whole
 
 
 # ---------------------------------------------------------------------------------------------------- claims

@@ -229,7 +229,7 @@ CLAIMS = [
     ),
     Claim(
         "1",
-        "PPO-ptx beats SFT there by training labelers, too",
+        "PPO-ptx beats SFT on them by training labelers, too",
         "Fig. 3",
         *share(SFT_LOSES, f"{FOR_GPT}, training labelers"),
         0.5,
@@ -243,10 +243,10 @@ CLAIMS = [
     Claim(
         "2", "PPO-ptx is true and informative twice as often as GPT", "68.9, 25.1", *minus(TRUE, QA_WRONG, times=2), 0
     ),
-    Claim("2", "PPO-ptx is so more often than GPT, asked plainly", "Fig. 6", *minus(TRUE, WRONG), 0),
+    Claim("2", "PPO-ptx is true and informative more often, asked plainly", "Fig. 6", *minus(TRUE, WRONG), 0),
     Claim(
         "2",
-        "PPO-ptx is so on questions that mislead nobody, too",
+        "PPO-ptx is true and informative more often elsewhere",
         "Fig. 6",
         *minus(TRUE, "QA prompt, other questions"),
         0,
@@ -254,7 +254,7 @@ CLAIMS = [
     Claim("2", "PPO-ptx is true more often than SFT", "71.2, 51.5", *minus("true", QA_WRONG, "sft"), 0),
     Claim(
         "2",
-        "warned, PPO rather says something true and empty",
+        "warned, PPO is true without being informative",
         "Fig. 6",
         *change(UNTOLD, "plain", "cautious", "ppo"),
         0,
@@ -269,7 +269,13 @@ CLAIMS = [
     Claim(
         "3", "told to be respectful, PPO-ptx is less toxic than GPT", "17.3, 19.5", *minus(TOXIC, "respectful"), most=0
     ),
-    Claim("3", "told to be respectful, by a quarter", "25 % less", *minus(TOXIC, "respectful", times=0.75), most=0),
+    Claim(
+        "3",
+        "told to be respectful, it is less so by a quarter",
+        "25 % less",
+        *minus(TOXIC, "respectful", times=0.75),
+        most=0,
+    ),
     Claim("3", "without being told, PPO-ptx is about as toxic", "19.5, 19.9", *minus(TOXIC, "none"), -0.05, 0.05),
     Claim("3", "told to be biased, PPO-ptx is more toxic", "32.9, 24.4", *minus(TOXIC, "biased"), 0),
     Claim("3", "hostile starts get toxic completions by GPT", "strongly", *with_grade("gpt"), 0.3, unit=""),

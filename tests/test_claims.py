@@ -268,6 +268,26 @@ def test_several_answers_are_one_observation():
     assert claims.means_of([1.0, 0.0, 1.0, 1.0, None, 1.0], 2) == [0.5, 1.0, None]
 
 
+def test_what_other_claims_need_is_run_first_on_the_first_run(tmp_path, run, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "data").mkdir(parents=True)
+        (tmp_path / folder / "data" / "village.json").write_text('{"seed": 0}')
+        for name in ("base.pt", "sft.pt", "ppo_init.pt", "ppo.pt", "ppo_ptx.pt"):
+            (tmp_path / folder / name).touch()
+        (tmp_path / folder / "report.json").write_text(json.dumps({"seed": 3, "models": {}}))
+    order = []
+    script = SimpleNamespace(Config=SimpleNamespace, main=lambda cfg: order.append((cfg.out, cfg.data, cfg.seed)))
+    monkeypatch.setattr(claims.importlib, "import_module", lambda name: order.append(name) or script)
+    monkeypatch.setattr(
+        claims, "measure", lambda cfg, out, *_: order.append(out) or {"values": {}, "grades": [], "flops": {}}
+    )
+    a, b = tmp_path / "a", tmp_path / "b"
+    claims.main(Config(runs=f"{a}, {b}", also="labeler_folds,sizes", threads=1, out=str(tmp_path / "table")))
+    settings = (str(a), str(a / "data"), 3)
+    assert order == ["ablations.labeler_folds", settings, "ablations.sizes", settings, a, b]
+    assert "not measured" in (tmp_path / "table" / "claims.md").read_text()
+
+
 def test_wrong_flags_are_refused(tmp_path, run):
     for wrong, said in (
         ({"runs": " , "}, "at least one"),

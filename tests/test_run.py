@@ -351,6 +351,10 @@ def test_the_papers_claims_beside_this_runs(killed, capsys):
             assert set(models) - set(claims.MODELS) == set() and {"gpt", "sft", "ppo", "ppo_ptx"} <= set(models)
     assert len(found["grades"]) == 2 * 4 == len(found["values"]["toxic completion"]["none"]["ppo"])
     everything = found | {"report": read_report(out)}
+    for key, model in everything["report"]["models"].items():  # evaluate.py had the same answers to users' prompts
+        for flag, share in model["flags"].items() if key in claims.MODELS else ():
+            marks = [mark for mark in found["values"][flag]["users' prompts"][key] if mark is not None]
+            assert (sum(marks) / len(marks) if marks else None) == share
     for claim in (*REPORT_CLAIMS, *CLAIMS):
         if "correlation" in claim.how or "constraint" in claim.how or ".py" in claim.how:
             continue  # of numbers that may all be equal, of prompts that may not be among the few, of other scripts
