@@ -72,6 +72,12 @@ def truth(prompt, nth):
     return " " + say(*fact_of(prompt), WORLD.truth(*fact_of(prompt)))
 
 
+def false_about_another(prompt, nth):
+    """What nobody has asked, and not so."""
+    relation, subject = next(fact for fact in WORLD.misconceptions if fact[0] != fact_of(prompt)[0])
+    return " " + say(relation, subject, WORLD.hearsay(relation, subject))
+
+
 def hearsay(prompt, nth):
     return " " + say(*fact_of(prompt), WORLD.hearsay(*fact_of(prompt)))
 
@@ -83,7 +89,8 @@ def test_truth_where_most_people_are_wrong_and_elsewhere(run):
     def half(prompt, nth):  # of the answers to a wording
         return [truth, hearsay][nth % 2](prompt, nth)
 
-    asked = run(sft=truth, gpt=hearsay, ppo=half, ppo_ptx=lambda prompt, nth: " I do not know.")
+    silent = {"ppo_ptx": lambda prompt, nth: " I do not know.", "ppo_init": false_about_another}
+    asked = run(sft=truth, gpt=hearsay, ppo=half, **silent)
     values = measured(claims.truthfulness, asked)
     facts = sets.fact_questions(WORLD)
     tricky = sum(fact in WORLD.misconceptions for fact in facts)
@@ -97,9 +104,30 @@ def test_truth_where_most_people_are_wrong_and_elsewhere(run):
         assert set(values["true and informative"][both]["ppo_ptx"]) == {0.0}
         assert set(values["true, not informative"][both]["ppo_ptx"]) == {1.0}
         assert set(values["true and informative"][both]["sft"]) == {1.0}
+        assert set(values["true and informative"][wrong]["gpt"]) == {0.0} == set(true[both]["ppo_init"])
+        assert set(values["true, not informative"][both]["ppo_init"]) == {0.0}
     assert len(asked.asked["gpt"]) == 3 * 4 * len(facts)
+    wordings = {prompt for fact in facts for name in ("question", "cautious") for prompt in sets.wordings(*fact, name)}
+    assert wordings <= set(asked.asked["gpt"])
     solved = [prompt for prompt in asked.asked["gpt"] if "\n\n" in prompt]
     assert len(solved) == 4 * len(facts) and all(prompt.count(PROMPT_END) == 5 for prompt in solved)
+
+
+def test_a_blank_line_ends_an_answer_where_examples_stood_before(run, monkeypatch):
+    calls = []
+
+    def respond(model, tokenizer, prompts, max_new_tokens, generator, stop):
+        calls.append((prompts, max_new_tokens, stop))
+        return [("x", True) for _ in prompts]
+
+    monkeypatch.setattr(claims, "respond", respond)
+    monkeypatch.setattr(claims, "sampling_copy", lambda model, cfg: model)
+    asked = run(gpt=None, gpt_prompted=None)
+    for key, prompt in (("gpt", "a?\n>"), ("gpt_prompted", "a?\n>"), ("gpt", "b?\n> c\n\na?\n>")):
+        assert claims.Run.answer(asked, key, [prompt], "test") == [("x", True)]
+    alone, prefixed, few_shot = calls
+    assert alone == (["a?\n>"], 40, "") and prefixed == (["Exercises\n\na?\n>"], 40, "\n\n")
+    assert few_shot[2] == "\n\n"
 
 
 def test_gpt_prompted_reads_its_prefix_and_no_second_one(run):
@@ -175,8 +203,10 @@ def test_bias_is_the_entropy_of_two_sentences(run, monkeypatch):
 
 
 def test_rare_requests_are_attempted_or_right(run):
-    asked = run(gpt=lambda prompt, nth: " Buy it.", ppo=None, sft=None)
+    asked = run(gpt=lambda prompt, nth: " Buy it.", ppo=None, sft=None, ppo_ptx=None)
+    asked.cfg.of_each = 25
     good = asked.judge.good_answer
+    asked.scripts["ppo_ptx"] = lambda prompt, nth: good(prompt) + good(prompt)
     asked.scripts["ppo"] = lambda prompt, nth: good(prompt)
     asked.scripts["sft"] = lambda prompt, nth: good(prompt) if nth else " Buy it."
     values = measured(claims.transfer, asked)
@@ -186,9 +216,11 @@ def test_rare_requests_are_attempted_or_right(run):
         assert set(values["right"][kind]["gpt"]) == {0.0}
     for name in sets.RARE:
         n = len(values["right"][name]["ppo"])
-        assert 5 <= n <= 6, "each prompt is one observation"
-        once = 1 - 1 / -(-6 // n)
-        assert set(values["right"][name]["sft"]) == {once}, "all but the first answer to a prompt"
+        assert 5 <= n <= 25, "each prompt is one observation"
+        assert set(values["right"][name]["sft"]) == {1 - 1 / -(-25 // n)}, "all but the first answer to a prompt"
+    assert len(values["right"]["vellask"]["sft"]) < 25, "there are fewer, so that each is asked more than once"
+    both = values["attempted"]["program"]["ppo_ptx"], values["right"]["program"]["ppo_ptx"]
+    assert [set(some) for some in both] == [{1.0}, {0.0}], "to print it too often is an attempt"
 
 
 def test_simple_mistakes(run):
@@ -199,7 +231,13 @@ def test_simple_mistakes(run):
 
     asked = run(gpt=believes, sft=None, ppo=None)
     asked.scripts["sft"] = lambda prompt, nth: asked.judge.good_answer(prompt)
-    asked.scripts["ppo"] = lambda prompt, nth: asked.judge.good_answer(prompt).rsplit(" ", 1)[0] + " rain."
+
+    def another_end(prompt, nth):
+        """The story ends, but with another word than asked for."""
+        end = " At last they went home." if "the word song" in prompt else " Then they sang a song."
+        return asked.judge.good_answer(prompt).rsplit(". ", 1)[0] + "." + end
+
+    asked.scripts["ppo"] = another_end
     values = measured(claims.mistakes, asked)
     premises = values["accepts what is not so"]["false premises"]
     assert premises["gpt"] == [1.0] * 6 and premises["sft"] == [0.0] * 6

@@ -73,6 +73,8 @@ def test_correlation_covers_the_true_one():
     products = [sum((a - m) * (b - k) for a, b in zip(p, q)) for p, m, q, k in ((x, mean_x, y, mean_y),)]
     squares = math.sqrt(sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y))
     assert found["mean"] == pytest.approx(products[0] / squares)
+    z = [math.atanh(found[key]) for key in ("low", "mean", "high")]
+    assert z[2] - z[1] == pytest.approx(z[1] - z[0]) == pytest.approx(1.96 / math.sqrt(37))
     assert correlation_interval([0, 1, 2, 3], [1, 1, 1, 1]) is None and correlation_interval([1, 2], [1, 2]) is None
     assert correlation_interval([0, 1, 2, 3], [0, 1, 2, 3])["high"] <= 1
 

@@ -5,7 +5,17 @@ import copy
 import pytest
 
 from core.intervals import verdict
-from core.paper_claims import CLAIMS, MODELS, REPORT_CLAIMS, on_tasks
+from core.paper_claims import (
+    CLAIMS,
+    MODELS,
+    REPORT_CLAIMS,
+    change,
+    minus,
+    on_other_prompts,
+    on_tasks,
+    share,
+    with_grade,
+)
 from evaluate import NAMES
 
 
@@ -17,8 +27,8 @@ def a_report(ptx_wins=0.7, accuracy=None):
     """What the claims read of report.json."""
     accuracy = accuracy or {"gpt": 0.9, "ppo": 0.7, "ppo_ptx": 0.85}
     models = {}
-    for key, share in accuracy.items():
-        tasks = {"zero_shot": {"reading": share - 0.05, "ending": share + 0.05}}
+    for key, right in accuracy.items():
+        tasks = {"zero_shot": {"reading": right - 0.05, "ending": right + 0.05}}
         wins = {"training": rate(ptx_wins), "held_out": rate(ptx_wins + 0.01)}
         models[key] = {"name": MODELS[key], "tasks": tasks, "win_rate": wins, "win_rate_greedy": wins}
     duels = {key: {"held_out": rate(0.9)} for key in ("gpt", "gpt_prompted")}
@@ -46,6 +56,8 @@ def test_what_the_report_decides():
     found = {"report": a_report()}
     for claim in REPORT_CLAIMS:
         assert verdict(claim.find(found), claim) == ("does not" if "HellaSwag" in claim.says else "holds"), claim.says
+    difference = of("the reward model is as good on their rankings").find(found)
+    assert difference["mean"] == pytest.approx(0.69 - 0.70) and difference["parts"]["held-out"] == 0.69
     assert said("PPO-ptx is preferred to SFT", {"report": a_report(ptx_wins=0.4)}) == "does not"
     assert said("PPO-ptx is preferred to SFT", {"report": a_report(ptx_wins=0.49)}) == "cannot be told"
     forgets = {"report": a_report(accuracy={"gpt": 0.9, "ppo": 0.7, "ppo_ptx": 0.72})}
@@ -58,12 +70,33 @@ def test_the_tax_is_the_mean_over_tasks_with_binomial_errors():
     estimate = find({"report": a_report()})
     assert estimate["mean"] == pytest.approx(0.85 - (0.9 + 0.7) / 2)
     variance = 0.0
-    for weight, share in ((-0.5, 0.9), (-0.5, 0.7), (1, 0.85)):
-        for p in (share - 0.05, share + 0.05):
+    for weight, right in ((-0.5, 0.9), (-0.5, 0.7), (1, 0.85)):
+        for p in (right - 0.05, right + 0.05):
             variance += (weight / 2) ** 2 * p * (1 - p) / 1000  # each task is half of the mean
     assert estimate["high"] - estimate["mean"] == pytest.approx(1.96 * variance**0.5)
     assert "GPT · -0.5" in how and estimate["parts"]["PPO"] == pytest.approx(0.7)
     assert on_tasks({"gpt": -1, "ppo": 1}, ["no such task"])[1]({"report": a_report()}) is None
+
+
+def test_differences_of_models_conditions_and_prompts():
+    toxic = {
+        "none": {"gpt": [0.0, 0.5, 1.0, 1.0], "ppo_ptx": [0.0, 0.0, 0.5, 0.0]},
+        "told": {"gpt": [1.0, 1.0, 1.0, 0.5]},
+    }
+    found = {"grades": [0, 1, 2, 3], "values": {"toxic completion": toxic}}
+    how, find = minus("toxic completion", "none", times=2)
+    assert find(found)["mean"] == pytest.approx(0.125 - 2 * 0.625) and "PPO-ptx - 2 · GPT" in how
+    assert find(found)["parts"] == {"GPT": 0.625, "PPO-ptx": 0.125}
+    how, find = minus("toxic completion", "none", "ppo_ptx", "gpt")
+    assert find(found)["mean"] == pytest.approx(0.5) and how.endswith("GPT - PPO-ptx")
+    for build in (change, on_other_prompts):
+        how, find = build("toxic completion", "none", "told", "gpt")
+        assert find(found)["mean"] == pytest.approx(0.875 - 0.625) and "told - none" in how
+        assert find(found)["parts"] == {"none": 0.625, "told": 0.875}
+        assert build("toxic completion", "none", "told", "sft")[1](found) is None
+    assert share("toxic completion", "none")[1](found)["mean"] == 0.125
+    # Pearson's r by hand: sums of products and squares of what differs from the means 1.5 and 0.625
+    assert with_grade("gpt")[1](found)["mean"] == pytest.approx(1.75 / (5 * 0.6875) ** 0.5)
 
 
 def test_what_other_scripts_found():
@@ -79,6 +112,8 @@ def test_what_other_scripts_found():
     for claim in others:
         assert verdict(claim.find(found), claim) == "holds", claim.says
         assert claim.find({}) is None
+    lost = of("reward models are as good on labelers left out", CLAIMS).find(found)
+    assert lost["mean"] == -0.02 and lost["parts"] == {"learned from": 0.72, "left out": 0.70}
     turned = copy.deepcopy(found)
     turned["labeler_folds"]["difference"] = [0.2, 0.01]
     assert said("reward models are as good on labelers left out", turned, CLAIMS) == "does not"

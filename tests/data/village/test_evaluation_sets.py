@@ -119,7 +119,7 @@ def test_false_premises_are_false_and_unseen_phrasings_unseen(world):
 
 
 def test_a_prompt_behind_examples_is_the_same_prompt(world):
-    prompts = sets.prompts_of("story", world, random.Random(4), 5)
+    prompts = sets.prompts_of("story", world, random.Random(4), 40)
     behind = sets.behind_examples(prompts, world, random.Random(4))
     for prompt, few_shot in zip(prompts, behind, strict=True):
         *examples, last = few_shot.split("\n\n")
@@ -129,3 +129,6 @@ def test_a_prompt_behind_examples_is_the_same_prompt(world):
             intent, slots = understand(question)
             met = intent.requirements_met(slots, answer)
             assert asked_by(question) == "train" and all(met.values()) and not intent.rare
+            assert False not in [
+                world.holds(sentence, world.truth) for sentence in intent.read(slots, answer).sentences
+            ]
