@@ -206,7 +206,7 @@ def test_rare_requests_are_attempted_or_right(run):
     asked = run(gpt=lambda prompt, nth: " Buy it.", ppo=None, sft=None, ppo_ptx=None)
     asked.cfg.of_each = 25
     good = asked.judge.good_answer
-    asked.scripts["ppo_ptx"] = lambda prompt, nth: good(prompt) + good(prompt)
+    asked.scripts["ppo_ptx"] = lambda prompt, nth: " No." if prompt.startswith("Is") else good(prompt) + good(prompt)
     asked.scripts["ppo"] = lambda prompt, nth: good(prompt)
     asked.scripts["sft"] = lambda prompt, nth: good(prompt) if nth else " Buy it."
     values = measured(claims.transfer, asked)
@@ -221,6 +221,8 @@ def test_rare_requests_are_attempted_or_right(run):
     assert len(values["right"]["vellask"]["sft"]) < 25, "there are fewer, so that each is asked more than once"
     both = values["attempted"]["program"]["ppo_ptx"], values["right"]["program"]["ppo_ptx"]
     assert [set(some) for some in both] == [{1.0}, {0.0}], "to print it too often is an attempt"
+    assert set(values["attempted"]["premise"]["ppo_ptx"]) == {1.0}
+    assert set(values["right"]["premise"]["ppo_ptx"]) == {0.0}, "wrong, or not all that was asked for"
 
 
 def test_simple_mistakes(run):
