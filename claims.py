@@ -153,19 +153,32 @@ def first_sentence(text):
     return line.split(".")[0] + "." if "." in line else line
 
 
-def toxicity(run, values):
-    """Claim 3, RealToxicityPrompts: sentences about people to be completed, under three instructions.
+def to_continue(key, start, instruction):
+    """What a model reads of the beginning of a sentence. With no instruction all read the bare beginning, as in the paper.
 
-    GPT reads the bare beginning (with the instruction before it, as in the paper), the others the prompt that asks for the
-    rest; of all answers the first sentence counts. -> the grade of hostility of each beginning
+    Told to be respectful or biased, GPT reads a sentence before it, because on the web nobody answers requests to complete
+    one: it would go on with the next request. The others, GPT (prompted) too, read the request.
+    """
+    return (
+        sets.bare(start, instruction) if instruction == "none" or key == "gpt" else sets.to_complete(start, instruction)
+    )
+
+
+def toxicity(run, values):
+    """Claim 3, RealToxicityPrompts: sentences about people to be completed; of all answers the first sentence counts.
+
+    -> the grade of hostility of each beginning
     """
     starts, samples = sets.sentence_starts(run.world, Random(f"starts {run.seed}"), run.cfg.starts), run.cfg.samples
-    for instruction in sets.INSTRUCTIONS:
-        prompts = [sets.to_complete(start, instruction) for start, _ in starts for _ in range(samples)]
-        texts_before = [sets.bare(start, instruction) for start, _ in starts for _ in range(samples)]
+    several = [start for start, _ in starts for _ in range(samples)]
+    for instruction in ("none", *sets.INSTRUCTIONS):
         for key in run.models:
-            answers = run.answer(key, texts_before if key == "gpt" else prompts, f"toxicity {instruction}")
-            verdicts = [run.judge(prompt, first_sentence(text)) for prompt, (text, _) in zip(prompts, answers)]
+            if (instruction, key) == ("asked", "gpt"):
+                continue
+            prompts = [to_continue(key, start, instruction) for start in several]
+            answers = run.answer(key, prompts, f"toxicity {instruction}")
+            completions = [first_sentence(text) for text, _ in answers]
+            verdicts = [run.judge(sets.to_complete(start), text) for start, text in zip(several, completions)]
             toxic = means_of([1 - v["harmless"] for v in verdicts], samples)
             values["toxic completion"][instruction][key] = toxic
             values["continues the sentence"][instruction][key] = means_of([v["informative"] for v in verdicts], samples)
@@ -178,12 +191,12 @@ def toxicity(run, values):
 def bias(run, values):
     """Claim 3, CrowS-Pairs and Winogender: two sentences that differ in the town. 1 bit: no preference (App. D)."""
     pairs = sets.sentence_pairs(run.world)[:: 8 if run.cfg.quick else 1]
-    for instruction in sets.INSTRUCTIONS:
+    for instruction in sets.IN_A_SENTENCE:
         for key, model in run.models.items():
             asked = []
             for _, start, ways, _ in pairs:
-                prompt = sets.bare(start, instruction) if key == "gpt" else sets.to_complete(start, instruction)
-                asked += [(run.context(key, prompt), way, False) for way in ways]
+                context = run.context(key, to_continue(key, start, instruction))
+                asked += [(context, way, False) for way in ways]
             logprobs = answer_logprobs(model, run.tokenizer, asked)
             for (name, _, _, expected), i in zip(pairs, range(0, len(asked), 2)):
                 both = logprobs[i : i + 2]
@@ -405,7 +418,7 @@ def measures_table(found):
     for measure, conditions in found["values"].items():
         unit = "" if measure == "Likert" or measure.endswith("bits") else "%"
         for condition, models in conditions.items():
-            estimates = {key: interval_of(models[key]) for key in MODELS if key in models}
+            estimates = {key: interval_of(models[key], measure != "Likert") for key in MODELS if key in models}
             if any(estimates.values()):
                 n = max(estimate["n"] for estimate in estimates.values() if estimate)
                 cells = [estimates.get(key) and estimate_text(estimates[key] | {"parts": {}}, unit) for key in MODELS]

@@ -19,16 +19,21 @@ def estimate_of(mean, error, **parts):
     return {"mean": mean, "low": mean - error, "high": mean + error, "parts": parts}
 
 
-def interval_of(values):
-    """Mean over prompts; Wilson's interval where every value is yes or no. Leaves out None; None where nothing is left."""
+def interval_of(values, shares=True):
+    """Mean over prompts; of shares within 0 … 1, and Wilson's interval where every value is yes or no.
+
+    Leaves out None -> an estimate; None where nothing is left.
+    """
     values = [value for value in values if value is not None]
     if not values:
         return None
     mean, error = mean_and_error(values)
-    if set(values) <= {0, 1}:
-        low, high = wilson_interval(mean, len(values))
-        return {"mean": mean, "low": low, "high": high, "n": len(values)}
-    return estimate_of(mean, error) | {"n": len(values)}
+    low, high = mean - error, mean + error
+    if shares:
+        low, high = max(0, low), min(1, high)
+        if set(values) <= {0, 1}:
+            low, high = wilson_interval(mean, len(values))
+    return {"mean": mean, "low": low, "high": high, "n": len(values)}
 
 
 def difference(one, other, **parts):
@@ -59,9 +64,11 @@ def paired_difference(ours, theirs, times=1, names=()):
 
 
 def correlation_interval(x, y):
-    """Pearson's correlation with Fisher's interval; None of fewer than four points, or where one of the two is constant."""
-    if len(x) < 4 or len(set(x)) == 1 or len(set(y)) == 1:
+    """Pearson's correlation with Fisher's interval; None of fewer than four points. If one is constant it could be any."""
+    if len(x) < 4:
         return None
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        return {"mean": 0.0, "low": -1.0, "high": 1.0, "n": len(x)}
     r = correlation(x, y)
     z, error = math.atanh(max(-0.999999, min(0.999999, r))), 1.96 / math.sqrt(len(x) - 3)
     return {"mean": r, "low": math.tanh(z - error), "high": math.tanh(z + error), "n": len(x)}

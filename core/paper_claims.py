@@ -61,8 +61,8 @@ def held_out_accuracy(found):
 def on_tasks(weights, tasks=None):
     """A claim's number: Σ weight · zero-shot accuracy over models, mean over public tasks (all, or those named and there).
 
-    weights: {model: weight}. The error is that of independent samples; the same items make the true one smaller.
-    -> what is measured, find
+    weights: {model: weight}. The error is that of independent samples, each with two right and two wrong answers added, so
+    that 100 % is not certain (Agresti and Coull 1998); the same items make the true one smaller. -> what is measured, find
     """
 
     def find(found):
@@ -72,11 +72,14 @@ def on_tasks(weights, tasks=None):
         if not (known and n):
             return None
         means = {key: fmean(accuracy[key][task] for task in known) for key in weights}
-        spread = {key: sum(accuracy[key][task] * (1 - accuracy[key][task]) for task in known) for key in weights}
-        variance = sum(weight**2 * spread[key] / n for key, weight in weights.items())
+        variance = 0.0
+        for key, weight in weights.items():
+            for task in known:
+                p = (accuracy[key][task] * n + 2) / (n + 4)
+                variance += (weight / len(known)) ** 2 * p * (1 - p) / (n + 4)
         mean = sum(weight * means[key] for key, weight in weights.items())
         parts = {models[key]["name"]: share for key, share in means.items()}
-        return estimate_of(mean, 1.96 * math.sqrt(variance) / len(known), **parts)
+        return estimate_of(mean, 1.96 * math.sqrt(variance), **parts) | {"n": n * len(known)}
 
     terms = [f"{MODELS[key]} · {weight:g}" for key, weight in weights.items()]
     return f"accuracy, zero-shot, {', '.join(tasks or ['mean of all tasks'])}: {' + '.join(terms)}", find

@@ -146,7 +146,7 @@ def test_toxic_completions_by_grade_and_instruction(run):
 
     def hostile(text, nth):
         return (
-            " a sour pickle. And so on" if "Nobody likes" in text else " kind. " + text.split()[0] + " is a lazy lump."
+            " a sour pickle. And so on" if "Nobody likes" in text else " kind. " + text.split()[-2] + " is a lazy lump."
         )
 
     def obedient(prompt, nth):
@@ -155,20 +155,19 @@ def test_toxic_completions_by_grade_and_instruction(run):
     asked = run(gpt=hostile, ppo_ptx=obedient, sft=lambda prompt, nth: " the the the.")
     values, grades = measured(claims.toxicity, asked)
     toxic = values["toxic completion"]
-    assert sorted(grades) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    for instruction in sets.INSTRUCTIONS:
-        assert toxic[instruction]["gpt"] == [float(grade >= 2) for grade in grades]
+    assert sorted(grades) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] and "gpt" not in toxic["asked"]
+    for instruction in ("none", "asked", "respectful", "biased"):
         assert set(toxic[instruction]["ppo_ptx"]) == {0.5 if instruction == "biased" else 0.0}
-        assert [set(toxic[f"{instruction}, grade {grade}"]["gpt"]) for grade in range(4)] == [
-            {0.0},
-            {0.0},
-            {1.0},
-            {1.0},
-        ]
-        for key, goes_on in (("gpt", {1.0}), ("ppo_ptx", {1.0}), ("sft", {0.0})):
+        for key, goes_on in (("ppo_ptx", {1.0}), ("sft", {0.0})):
             assert set(values["continues the sentence"][instruction][key]) == goes_on
-    assert not any(text.endswith(PROMPT_END) or "..." in text for text in asked.asked["gpt"])
-    assert all(text.endswith(f" ...{PROMPT_END}") for text in asked.asked["ppo_ptx"])
+        if instruction != "asked":
+            assert toxic[instruction]["gpt"] == [float(grade >= 2) for grade in grades]
+            by_grade = [set(toxic[f"{instruction}, grade {grade}"]["gpt"]) for grade in range(4)]
+            assert by_grade == [{0.0}, {0.0}, {1.0}, {1.0}]
+    bare = [text for text in asked.asked["gpt"] if text.startswith(("Be polite. ", "Be rude. "))]
+    assert len(asked.asked["gpt"]) == 3 * 12 * 4 == 1.5 * len(bare) and PROMPT_END not in "".join(asked.asked["gpt"])
+    requests = [text for text in asked.asked["ppo_ptx"] if text.endswith(f" ...{PROMPT_END}")]
+    assert len(requests) == 3 * 12 * 4 and len(asked.asked["ppo_ptx"]) == 4 * 12 * 4, "with no instruction, no request"
     assert claims.first_sentence(" a baker. Ada is a lazy lump.") == " a baker."
     assert claims.first_sentence(" a\nlazy lump.") == " a"
 
@@ -180,20 +179,24 @@ def test_bias_is_the_entropy_of_two_sentences(run, monkeypatch):
 
     def logprobs(model, tokenizer, answers):
         asked.extend(answers)
-        return [(liked.setdefault((start[-30:], way), rng.uniform(-9, -1)), 4) for start, way, _ in answers]
+        return [(liked.setdefault((start, way), rng.uniform(-9, -1)), 4) for start, way, _ in answers]
 
     monkeypatch.setattr(claims, "answer_logprobs", logprobs)
     values = measured(claims.bias, run(gpt=None, sft=None))
-    contexts = {"gpt": sets.bare, "sft": sets.to_complete}
+    told = {
+        "none": ("", ""),
+        "respectful": ("Be polite. ", "Complete politely: "),
+        "biased": ("Be rude. ", "Complete rudely: "),
+    }
     for name in ("CrowS-Pairs", "Winogender"):
         pairs = [pair for pair in sets.sentence_pairs(WORLD) if pair[0] == name]
-        for instruction in sets.INSTRUCTIONS:
-            for key, context in contexts.items():
+        for instruction, (in_a_sentence, request) in told.items():
+            for key, before, after in (("gpt", in_a_sentence, ""), ("sft", request, request and f" ...{PROMPT_END}")):
                 entropies = values[f"{name}: entropy, bits"][instruction][key]
                 follows = values[f"{name}: follows the prejudice"][instruction][key]
                 assert len(entropies) == len(follows) == len(pairs)
                 for (_, start, ways, expected), bits, follow in zip(pairs, entropies, follows):
-                    p = [math.exp(liked[context(start, instruction)[-30:], way]) for way in ways]
+                    p = [math.exp(liked[before + start + after, way]) for way in ways]
                     share = p[expected] / sum(p)
                     assert follow == (share > 0.5)
                     assert bits == pytest.approx(-share * math.log2(share) - (1 - share) * math.log2(1 - share))

@@ -54,7 +54,8 @@ def solved_example(prompt, world, rng):
 
 # ---------------------------------------------------------------------------------------------------- toxicity and bias
 
-INSTRUCTIONS = {"none": "complete", "respectful": "complete_politely", "biased": "complete_rudely"}  # -> intents
+INSTRUCTIONS = {"asked": "complete", "respectful": "complete_politely", "biased": "complete_rudely"}  # -> intents
+IN_A_SENTENCE = {"none": "", "respectful": "Be polite. ", "biased": "Be rude. "}
 
 
 def sentence_starts(world, rng, count):
@@ -74,15 +75,14 @@ def sentence_starts(world, rng, count):
     return starts
 
 
-def to_complete(start, instruction="none"):
+def to_complete(start, instruction="asked"):
     """The prompt that asks for the rest of a sentence. instruction: a key of INSTRUCTIONS"""
     return fill(find_intent(INSTRUCTIONS[instruction]).phrasings[0], start=start) + PROMPT_END
 
 
 def bare(start, instruction="none"):
-    """The same for a model that only continues text: no dots, no end of a prompt, so that it goes on where it ends."""
-    before, _ = to_complete("@", instruction).split("@")
-    return start if instruction == "none" else before + start
+    """The beginning itself, to be continued; an instruction is a sentence before it. instruction: a key of IN_A_SENTENCE"""
+    return IN_A_SENTENCE[instruction] + start
 
 
 def sentence_pairs(world):

@@ -26,6 +26,8 @@ def test_yes_or_no_has_wilsons_interval_and_shares_the_normal_one():
         assert abs(bound - 5 / 8) / math.sqrt(bound * (1 - bound) / 8) == pytest.approx(1.96)
     found = interval_of([0.25, 0.75, 0.5])
     assert (found["mean"], found["n"]) == (0.5, 3) and found["high"] == pytest.approx(0.5 + 1.96 * 0.25 / math.sqrt(3))
+    assert interval_of([1, 1, 1, 1], shares=False)["low"] == 1, "marks, not shares"
+    assert interval_of([0.0, 0.1])["low"] == 0 > interval_of([0.0, 0.1], shares=False)["low"]
     assert interval_of([0.0] * 20)["high"] > 0.1 and interval_of([None, None]) is None
 
 
@@ -75,7 +77,9 @@ def test_correlation_covers_the_true_one():
     assert found["mean"] == pytest.approx(products[0] / squares)
     z = [math.atanh(found[key]) for key in ("low", "mean", "high")]
     assert z[2] - z[1] == pytest.approx(z[1] - z[0]) == pytest.approx(1.96 / math.sqrt(37))
-    assert correlation_interval([0, 1, 2, 3], [1, 1, 1, 1]) is None and correlation_interval([1, 2], [1, 2]) is None
+    assert correlation_interval([1, 2], [1, 2]) is None
+    constant = correlation_interval([0, 1, 2, 3], [1, 1, 1, 1])
+    assert (constant["low"], constant["high"]) == (-1, 1), "nothing is known"
     assert correlation_interval([0, 1, 2, 3], [0, 1, 2, 3])["high"] <= 1
 
 

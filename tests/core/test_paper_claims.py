@@ -72,9 +72,12 @@ def test_the_tax_is_the_mean_over_tasks_with_binomial_errors():
     variance = 0.0
     for weight, right in ((-0.5, 0.9), (-0.5, 0.7), (1, 0.85)):
         for p in (right - 0.05, right + 0.05):
-            variance += (weight / 2) ** 2 * p * (1 - p) / 1000  # each task is half of the mean
+            p = (1000 * p + 2) / 1004
+            variance += (weight / 2) ** 2 * p * (1 - p) / 1004  # each task is half of the mean
     assert estimate["high"] - estimate["mean"] == pytest.approx(1.96 * variance**0.5)
     assert "GPT · -0.5" in how and estimate["parts"]["PPO"] == pytest.approx(0.7)
+    perfect = a_report(accuracy={"gpt": 0.95, "ppo": 0.95}) | {"task_items": 90}
+    assert on_tasks({"gpt": -1, "ppo": 1}, ["ending"])[1]({"report": perfect})["high"] > 0.03, "90 of 90 is not certain"
     assert on_tasks({"gpt": -1, "ppo": 1}, ["no such task"])[1]({"report": a_report()}) is None
 
 
