@@ -1,6 +1,6 @@
 """The paper's claims beside ours (§4, §5.3, App. D, E): measured here, with the paper's number, and whether each holds.
 
-    python claims.py                                          # after run.py; minutes -> claims.json, claims.md
+    python claims.py                                          # after run.py; a minute -> claims.json, claims.md
     python claims.py --runs out/seed1,out/seed2,out/seed3     # a claims.json per run, one table of all
     python claims.py --also sizes,flan_t0                     # first what claims 1 and 6 need, on the first run
 
@@ -24,9 +24,10 @@ from pathlib import Path
 from random import Random
 from statistics import fmean
 
+import evaluate
 from core.batches import generator
 from core.checkpoint import read_checkpoint
-from core.config import Device, PositiveInt, Seed, command_line, require
+from core.config import BadInput, Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.intervals import estimate_text, interval_of, over_runs, verdict
 from core.output import output_folder, whole_file
@@ -38,7 +39,7 @@ from data.folder import load_tokenizer, read_comparisons, read_demonstrations, r
 from data.village import evaluation_sets as sets
 from data.village.intents import understand
 from data.village.world import read_world
-from evaluate import FILES, load_judge_and_labelers, load_models, preferences, read_prefixes, test_records
+from evaluate import FILES, load_judge_and_labelers, load_models, preferences, read_prefixes
 from reward import encode_rankings
 from sft import encode_demonstrations
 
@@ -50,7 +51,6 @@ class Config(Device):
     out: str = ""  # where the table is written; default: the first run folder
     also: str = ""  # run first what other claims need, a,b: sizes, flan_t0, labeler_folds
     prompts: PositiveInt = 430  # users' test prompts
-    unseen_prompts: int = 0  # of users, in phrasings that no training prompt has; none here: they are made
     of_each: PositiveInt = 100  # prompts of each other set
     starts: PositiveInt = 12  # beginnings of sentences, of each grade of hostility
     samples: PositiveInt = 8  # answers to a question, and to the beginning of a sentence
@@ -252,7 +252,8 @@ def users_prompts(run, values):
     cfg, block_size = run.cfg, next(iter(run.models.values())).config.block_size
     longest = max((len(run.tokenizer.encode_ordinary(prefix)) for prefix in read_prefixes(cfg)), default=0)
     room = block_size - cfg.max_new_tokens - longest
-    records, _ = test_records(replace(cfg, seed=run.report["seed"]), run.tokenizer, room)
+    asked_for = evaluate.Config(data=cfg.data, prompts=cfg.prompts, seed=run.report["seed"])
+    records, _ = evaluate.test_records(asked_for, run.tokenizer, room)
     prompts = [record["prompt"] for record in records]
     cases = [record["use_case"] for record in records]
     for key in run.models:
@@ -264,8 +265,8 @@ def users_prompts(run, values):
             some = [v["likert"] for v, its_case in zip(verdicts, cases) if case in ("all", its_case)]
             values["Likert"][case][key] = some
         hedges = []
-        for prompt, verdict_ in zip(prompts, verdicts):
-            acts = acts_of(prompt, verdict_["text"])
+        for prompt, marks in zip(prompts, verdicts):
+            acts = acts_of(prompt, marks["text"])
             hedges.append(float("idk" in acts or ("refuse" in acts and not understand(prompt)[0].unkind)))
         values["hedges: does not know, no comment, refuses"]["users' prompts"][key] = hedges
 
@@ -343,6 +344,14 @@ def flops_of_ppo(N, prompt_length, log, cfg):
 # ---------------------------------------------------------------------------------------------------- one run
 
 
+def read_json(path):
+    """The object in a file that one of our scripts wrote. Refuses a damaged one (BadInput)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise BadInput(f"{path}: damaged; delete it, and make it again with the script that wrote it") from None
+
+
 def digest(cfg, out, report):
     """Changes when the models, the prefix of GPT (prompted), the settings or the code of the measures change."""
     models = [out / file for key in MODELS for file in FILES.get(key, [f"{key}.pt"])]
@@ -356,7 +365,7 @@ def measure(cfg, out, device, report):
     """All measures of one run, from its claims.json where it was measured as it is now. -> {"values", "grades", …}"""
     cfg = replace(cfg, data=cfg.data or str(out / "data"), also="")
     path, mark, begin = out / "claims.json", digest(cfg, out, report), time.time()
-    if path.exists() and (found := json.loads(path.read_text())).get("digest") == mark:
+    if path.exists() and (found := read_json(path)).get("digest") == mark:
         print(f"{path}: measured already ({found['seconds']:.0f} s)", flush=True)
         return found
     run, values = Run(cfg, out, device, report), defaultdict(lambda: defaultdict(dict))
@@ -451,7 +460,7 @@ def main(cfg):
         read_world(cfg.data or out / "data")  # refused if it is not the village's
     table_folder = output_folder(cfg.out or folders[0])
 
-    reports = {out: json.loads((out / "report.json").read_text()) for out in folders}
+    reports = {out: read_json(out / "report.json") for out in folders}
     first = folders[0]
     for name in also:
         script = importlib.import_module(ALSO[name])
@@ -465,7 +474,7 @@ def main(cfg):
         runs[str(out)] = measure(cfg, out, device, report) | {"report": report}
         for name, file in BY_OTHERS.items():
             if (out / file).exists():
-                runs[str(out)][name] = json.loads((out / file).read_text())
+                runs[str(out)][name] = read_json(out / file)
     with whole_file(table_folder / "claims.md") as file:
         file.write(page(runs))
     print(f"\n{summary(runs)}\n\nwrote {table_folder}/claims.md, and claims.json in each run folder")

@@ -344,4 +344,9 @@ def test_wrong_flags_are_refused(tmp_path, run):
     (tmp_path / "report.json").write_text(json.dumps({"seed": 0}))
     with pytest.raises(BadInput, match="village.json: not found"):
         claims.main(Config(runs=str(tmp_path), threads=1))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "village.json").write_text('{"seed": 0}')
+    (tmp_path / "report.json").write_text('{"seed": ')
+    with pytest.raises(BadInput, match="report.json: damaged"):
+        claims.main(Config(runs=str(tmp_path), threads=1))
     assert not (tmp_path / "claims.md").exists()
