@@ -29,7 +29,7 @@ from core.batches import generator
 from core.checkpoint import read_checkpoint
 from core.config import BadInput, Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
-from core.intervals import estimate_text, interval_of, over_runs, verdict
+from core.intervals import estimate_text, interval_of, over_runs, range_text, verdict
 from core.output import output_folder, whole_file
 from core.paper_claims import CLAIMS, MODELS, REPORT_CLAIMS
 from core.report import table
@@ -403,8 +403,10 @@ def claim_rows(runs):
 
 def page(runs):
     """The table of claims, and all measures of every run, as markdown."""
-    rows = [[claim.number, claim.says, claim.paper, ours, said, claim.how] for claim, ours, said in claim_rows(runs)]
-    head = ["", "the paper's claim", "paper", "ours [95 %]", "", "measured here"]
+    rows = []
+    for claim, ours, said in claim_rows(runs):
+        rows.append([claim.number, claim.says, claim.paper, ours, range_text(claim), said, claim.how])
+    head = ["", "the paper's claim", "paper", "ours [95 %]", "holds if", "", "measured here"]
     parts = ["# The paper's claims", table(head, rows)]
     for name, found in runs.items():
         parts += [f"## {name}: all measures", measures_table(found), flops_table(found["flops"])]

@@ -114,6 +114,14 @@ def verdict(estimate, claim):
     return "does not" if high < claim.least or low > claim.most else "cannot be told"
 
 
+def range_text(claim):
+    """The range in which a claim holds, in its unit: "> 50", "< 0", "-5 … 5"."""
+    least, most = (f"{(100 if claim.unit == '%' else 1) * end:g}" for end in (claim.least, claim.most))
+    if math.isinf(claim.most):
+        return f"> {least}"
+    return f"< {most}" if math.isinf(claim.least) else f"{least} … {most}"
+
+
 def estimate_text(estimate, unit):
     """ "mean [low, high] (what it is made of)"; shares, of unit "%", in percent."""
     factor, digits = (100, 1) if unit == "%" else (1, 2)

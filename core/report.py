@@ -11,7 +11,7 @@ import math
 import re
 from statistics import fmean
 
-from core.intervals import estimate_text, verdict
+from core.intervals import estimate_text, range_text, verdict
 from core.output import whole_file
 from core.paper_claims import REPORT_CLAIMS
 from core.ranking_metrics import wilson_interval
@@ -126,8 +126,8 @@ def claims_section(report):
         estimate = claim.find({"report": report})
         if estimate is not None:
             ours = estimate_text(estimate, claim.unit)
-            rows.append([claim.says, claim.how, claim.paper, ours, verdict(estimate, claim)])
-    head = ["the paper's claim", "measured here", "paper, %", "ours, %", ""]
+            rows.append([claim.says, claim.how, claim.paper, ours, range_text(claim), verdict(estimate, claim)])
+    head = ["the paper's claim", "measured here", "paper, %", "ours, %", "holds if", ""]
     return f"## The paper's claims\n\n{table(head, rows)}" if rows else ""
 
 

@@ -14,6 +14,7 @@ from core.intervals import (
     interval_of,
     over_runs,
     paired_difference,
+    range_text,
     verdict,
 )
 
@@ -108,6 +109,12 @@ def test_a_range_of_two_ends():
     claim = Claim("1", "", "", "", None, -0.05, 0.05)
     assert verdict(estimate_of(0.01, 0.03), claim) == "holds" and verdict(estimate_of(0.2, 0.1), claim) == "does not"
     assert verdict(estimate_of(0.04, 0.03), claim) == verdict(estimate_of(0.0, 0.3), claim) == "cannot be told"
+
+
+def test_ranges_as_text():
+    ranges = [(0.5, math.inf, "%"), (-math.inf, 0, "%"), (-0.05, 0.05, "%"), (-math.inf, 0.1, "bits")]
+    said = [range_text(Claim("1", "", "", "", None, least, most, unit)) for least, most, unit in ranges]
+    assert said == ["> 50", "< 0", "-5 … 5", "< 0.1"]
 
 
 def test_numbers_as_text():
