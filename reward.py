@@ -145,7 +145,10 @@ def single_pairs(rankings):
 
 def comparisons_file(cfg, out):
     """The rankings to train on; if there are none yet, labelers are asked for them (data/collect.py)."""
-    for path in (Path(cfg.data) / "comparisons.jsonl", out / "comparisons.jsonl"):
+    given, collected = Path(cfg.data) / "comparisons.jsonl", out / "comparisons.jsonl"
+    if given.exists() and collected.exists():
+        print(f"{given} is used; {collected}, which was collected here, is not (--comparisons {collected} takes it)")
+    for path in (given, collected):
         if path.exists():
             return path
     shared = {name: getattr(cfg, name) for name in ("data", "out", "seed", "device", "threads", "dtype")}

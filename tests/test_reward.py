@@ -400,7 +400,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(data, run, tmp_path_fac
 # ---------------------------------------------------------------------------------------------------- whose rankings
 
 
-def test_rankings_are_collected_once_and_not_touched_again(data, run, tmp_path, monkeypatch):
+def test_rankings_are_collected_once_and_not_touched_again(data, run, tmp_path, monkeypatch, capsys):
     folder, asked = without_comparisons(data, tmp_path / "data"), []
 
     def collect(cfg):
@@ -426,7 +426,9 @@ def test_rankings_are_collected_once_and_not_touched_again(data, run, tmp_path, 
 
     own = without_comparisons(data, tmp_path / "own")
     write_jsonl(own / "comparisons.jsonl", [{"prompt": "x", "chosen": "A cat.", "rejected": "A dog."}])
+    capsys.readouterr()
     assert reward.comparisons_file(config(own, run), run) == own / "comparisons.jsonl", "the data folder's come first"
+    assert f"{run / 'comparisons.jsonl'}, which was collected here, is not" in capsys.readouterr().out
 
 
 def test_rankings_without_a_difference_are_refused(data, run, tmp_path):
