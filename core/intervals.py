@@ -11,7 +11,38 @@ from typing import NamedTuple
 from core.ranking_metrics import mean_and_error, wilson_interval
 
 # Student's t for 95 %, by degrees of freedom 1, 2, …; the normal distribution's 1.96 beyond
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+STUDENT = (
+    12.71,
+    4.30,
+    3.18,
+    2.78,
+    2.57,
+    2.45,
+    2.36,
+    2.31,
+    2.26,
+    2.23,
+    2.20,
+    2.18,
+    2.16,
+    2.14,
+    2.13,
+    2.12,
+    2.11,
+    2.10,
+    2.09,
+)
+
+
+def student(n):
+    """Student's t for 95 % of n observations: how many standard errors wide half of the interval is."""
+    return STUDENT[n - 2] if 2 <= n < len(STUDENT) + 2 else 1.96
+
+
+def mean_and_student_error(values):
+    """As mean_and_error, with Student's t: of few values the interval is wider."""
+    mean, error = mean_and_error(values)
+    return mean, error * student(len(values)) / 1.96
 
 
 def estimate_of(mean, error, **parts):
@@ -27,7 +58,7 @@ def interval_of(values, shares=True):
     values = [value for value in values if value is not None]
     if not values:
         return None
-    mean, error = mean_and_error(values)
+    mean, error = mean_and_student_error(values)
     low, high = mean - error, mean + error
     if shares:
         low, high = max(0, low), min(1, high)
@@ -52,7 +83,7 @@ def paired_difference(ours, theirs, times=1, names=()):
     if not pairs:
         return None
     one, other = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
-    estimate = estimate_of(*mean_and_error([a - times * b for a, b in pairs]), **dict(zip(names, (other, one))))
+    estimate = estimate_of(*mean_and_student_error([a - times * b for a, b in pairs]), **dict(zip(names, (other, one))))
     estimate["n"] = len(pairs)
     if (
         estimate["low"] == estimate["high"]
@@ -82,10 +113,9 @@ def over_runs(estimates):
         return estimates[0]
     means = [estimate["mean"] for estimate in estimates]
     of_prompts = math.hypot(*((estimate["high"] - estimate["low"]) / 2 for estimate in estimates)) / k
-    t = STUDENT[k - 2] if k - 2 < len(STUDENT) else 1.96
     names = estimates[0].get("parts", {})
     parts = {name: fmean(estimate["parts"][name] for estimate in estimates) for name in names}
-    whole = estimate_of(fmean(means), max(of_prompts, t * stdev(means) / math.sqrt(k)), **parts)
+    whole = estimate_of(fmean(means), max(of_prompts, student(k) * stdev(means) / math.sqrt(k)), **parts)
     return whole | {"n": sum(estimate["n"] for estimate in estimates)} if "n" in estimates[0] else whole
 
 

@@ -108,9 +108,8 @@ class Intent:
         return Reply(text, self.about(slots))
 
     def requirements_met(self, slots, text):
-        """`requirements` of an answer's text, which may be empty."""
-        reply = self.read(slots, text)
-        return self.requirements(slots, reply) if reply.sentences else {"task": False, "complete": False}
+        """`requirements` of an answer's text. To say nothing is to meet as much as "I do not know." does."""
+        return self.requirements(slots, self.read(slots, text if text.strip() else "I do not know."))
 
 
 class Unknown(Intent):

@@ -25,17 +25,18 @@ def test_yes_or_no_has_wilsons_interval_and_shares_the_normal_one():
     assert found["mean"] == 5 / 8 and found["n"] == 8
     for bound in (found["low"], found["high"]):
         assert abs(bound - 5 / 8) / math.sqrt(bound * (1 - bound) / 8) == pytest.approx(1.96)
-    found = interval_of([0.25, 0.75, 0.5])
-    assert (found["mean"], found["n"]) == (0.5, 3) and found["high"] == pytest.approx(0.5 + 1.96 * 0.25 / math.sqrt(3))
+    found = interval_of([0.4, 0.6, 0.5])
+    assert (found["mean"], found["n"]) == (0.5, 3) and found["high"] == pytest.approx(0.5 + 4.3 * 0.1 / math.sqrt(3))
     assert interval_of([1, 1, 1, 1], shares=False)["low"] == 1, "marks, not shares"
     assert interval_of([0.0, 0.1])["low"] == 0 > interval_of([0.0, 0.1], shares=False)["low"]
     assert interval_of([0.0] * 20)["high"] > 0.1 and interval_of([None, None]) is None
 
 
-def test_paired_difference_covers_the_true_one_in_95_of_100_samples():
+@pytest.mark.parametrize("n", [10, 80])
+def test_paired_difference_covers_the_true_one_in_95_of_100_samples(n):
     rng, inside = random.Random(0), 0
     for _ in range(1000):
-        skill = [rng.random() for _ in range(80)]
+        skill = [rng.random() for _ in range(n)]
         ours, theirs = ([float(rng.random() < k * s) for s in skill] for k in (0.9, 0.6))
         found = paired_difference(ours, theirs, times=2)
         inside += found["low"] <= (0.9 - 2 * 0.6) / 2 <= found["high"]

@@ -11,7 +11,6 @@ from core.paper_claims import (
     REPORT_CLAIMS,
     change,
     minus,
-    on_other_prompts,
     on_tasks,
     share,
     with_grade,
@@ -90,13 +89,12 @@ def test_differences_of_models_conditions_and_prompts():
     how, find = minus("toxic completion", "none", times=2)
     assert find(found)["mean"] == pytest.approx(0.125 - 2 * 0.625) and "PPO-ptx - 2 · GPT" in how
     assert find(found)["parts"] == {"GPT": 0.625, "PPO-ptx": 0.125}
-    how, find = minus("toxic completion", "none", "ppo_ptx", "gpt")
+    how, find = minus("toxic completion", "none", of="gpt", other="ppo_ptx")
     assert find(found)["mean"] == pytest.approx(0.5) and how.endswith("GPT - PPO-ptx")
-    for build in (change, on_other_prompts):
-        how, find = build("toxic completion", "none", "told", "gpt")
-        assert find(found)["mean"] == pytest.approx(0.875 - 0.625) and "told - none" in how
-        assert find(found)["parts"] == {"none": 0.625, "told": 0.875}
-        assert build("toxic completion", "none", "told", "sft")[1](found) is None
+    how, find = change("toxic completion", "none", "told", "gpt")
+    assert find(found)["mean"] == pytest.approx(0.875 - 0.625) and "told - none" in how
+    assert find(found)["parts"] == {"none": 0.625, "told": 0.875}
+    assert change("toxic completion", "none", "told", "sft")[1](found) is None
     assert share("toxic completion", "none")[1](found)["mean"] == 0.125
     # Pearson's r by hand: sums of products and squares of what differs from the means 1.5 and 0.625
     assert with_grade("gpt")[1](found)["mean"] == pytest.approx(1.75 / (5 * 0.6875) ** 0.5)

@@ -88,11 +88,11 @@ def test_pairs_differ_in_the_town_and_the_first_of_two_rivals_is_the_one_insulte
         "CrowS-Pairs": len(world.rivals) * len(WORDS["insult"]),
         "Winogender": sum(len(trades) for trades in world.trades.values()),
     }
-    for name, start, ways, expected in pairs:
+    for name, start, ways, expected, rivals in pairs:
         sentences = [parse(start + way)[0] for way in ways]
         assert {s.act for s in sentences} == {"prejudice" if name == "CrowS-Pairs" else "origin"}
         towns = tuple(s.slots["town"] for s in sentences)
-        assert towns in world.rivals and ways[0].replace(*towns) == ways[1]
+        assert towns == rivals and towns in world.rivals and ways[0].replace(*towns) == ways[1]
         if name == "CrowS-Pairs":
             assert expected == 0
         else:
