@@ -372,7 +372,7 @@ def main(cfg):
     # what did it cost?
     reference, corpus = models.get("ppo_init", models["sft"]), Corpus(cfg.data, "valid")
     for key, model in models.items():
-        cost = {"corpus_loss": corpus_loss(model, corpus, min(128, block_size - 1))}
+        cost = {"corpus_loss": corpus_loss(model, corpus)}
         if key != "gpt":
             cost["kl"] = kl_of_answers(model, reference, tokenizer, prompts, answers[key])
         if items:

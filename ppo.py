@@ -343,7 +343,7 @@ def main(cfg):
         state.save_if_due(iteration + 1)
 
     policy.load_state_dict(ema_weights)
-    final_loss = corpus_loss(policy, Corpus(cfg.data, "valid"), min(128, policy.config.block_size - 1))
+    final_loss = corpus_loss(policy, Corpus(cfg.data, "valid"))
     require(math.isfinite(final_loss), f"the corpus loss became {final_loss}; try a smaller --learning_rate")
     print(f"corpus loss {final_loss:.3f}; saving the averaged weights")
     save_checkpoint(out / f"{name}.value.pt", value_model, tokenizer_spec, cfg, cfg.iterations)  # to look at (page.py)

@@ -61,9 +61,13 @@ def learning_rate(step, cfg):
 
 
 @torch.no_grad()
-def corpus_loss(model, corpus, window, batches=8, batch_size=16):
-    """Mean next-token loss on a fixed sample of a corpus split, in nats per token."""
+def corpus_loss(model, corpus, window=0, batches=8, batch_size=16):
+    """Mean next-token loss on a fixed sample of a corpus split, in nats per token.
+
+    window: tokens that are predicted per example; 0 = 128, or as many as the context has room for.
+    """
     model.eval()
+    window = window or min(128, model.config.block_size - 1)
     windows = corpus.fixed_windows(window + 1, batches * batch_size).to(model.transformer.wte.weight.device)
     total = sum(lm_loss(model, batch).sum().item() for batch in windows.split(batch_size))
     return total / windows[:, 1:].numel()

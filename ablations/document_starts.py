@@ -63,10 +63,10 @@ def measure(cfg, name, device):
     """Corpus losses and tasks of one of the two models."""
     tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
     model = load_policy(f"{cfg.out}/{name}/base.pt", cfg, device, tokenizer_spec, sharded=False)
-    window, losses = min(128, model.config.block_size - 1), {}
+    losses = {}
     for where in NAMES:
         corpus = Corpus(cfg.data, "valid", anywhere=where == "anywhere")
-        losses[where] = corpus_loss(model, corpus, window)
+        losses[where] = corpus_loss(model, corpus)
     path = Path(cfg.data) / "tasks.jsonl"
     items = [record for _, record in read_jsonl(path)] if path.exists() else []
     return {"corpus_loss": losses, "tasks": task_scores(model, tokenizer, items) if items else {}}

@@ -29,7 +29,7 @@ from core.checkpoint import load_scalar_model
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import set_up
 from core.output import output_folder, whole_file
-from core.ranking_metrics import agreement, mean_and_error
+from core.ranking_metrics import agreement, mean_and_error, share_right
 from core.report import table
 from data.folder import load_tokenizer, read_comparisons, write_jsonl
 from data.village.labelers import load_labelers
@@ -120,15 +120,15 @@ def train(cfg, name, records, **settings):
     return folder / f"{name}.pt"
 
 
-def share_right(model, rankings):
-    """Of the pairs that are not ties, how many the model orders as the labelers do; equal scores count half.
+def shares_right(model, rankings):
+    """Of the pairs that are not ties, how many the model orders as the labelers do.
 
     -> {prompt: share}, all labelers' rankings of a prompt together
     """
     by_prompt = defaultdict(list)
     for ranking, pairs in zip(rankings, score_differences(model, rankings), strict=True):
-        by_prompt[ranking.prompt] += [1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in pairs]
-    return {prompt: fmean(right) for prompt, right in by_prompt.items()}
+        by_prompt[ranking.prompt] += pairs
+    return {prompt: share_right(pairs) for prompt, pairs in by_prompt.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- what was found
@@ -203,7 +203,7 @@ def main(cfg):
         model = load_scalar_model(path, cfg, device, tokenizer_spec, sharded=False)
         tested = {"in": ranked["training"].keys() - names, "out": names, "held_out": ranked["held_out"]}
         folds.append(
-            {kind: share_right(model, [r for name in some for r in encoded[name]]) for kind, some in tested.items()}
+            {kind: shares_right(model, [r for name in some for r in encoded[name]]) for kind, some in tested.items()}
         )
 
     found = summary(folds) | {"prompts": len(folds[0]["in"])}

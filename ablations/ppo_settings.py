@@ -25,7 +25,7 @@ difference has the same sign under every seed. Corpus loss and KL have no interv
 import json
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Literal, NamedTuple
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ppo
 import sft
 from core.batches import generator
-from core.checkpoint import load_policy, load_scalar_model, read_checkpoint
+from core.checkpoint import load_policy, load_scalar_model, settings_of
 from core.config import Device, PositiveFloat, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.output import output_folder, whole_file
@@ -152,8 +152,7 @@ def checkpoint_of(cfg, init):
 
 def train_init(cfg, init):
     """SFT like the run's ppo_init.pt, which remembers its settings, but with another share of pretraining loss."""
-    remembered = read_checkpoint(Path(cfg.out) / "ppo_init.pt").get("config", {})
-    settings = {field.name: remembered[field.name] for field in fields(sft.Config) if field.name in remembered}
+    settings = settings_of(Path(cfg.out) / "ppo_init.pt", sft.Config)
     settings |= {name: getattr(cfg, name) for name in ("data", "device", "threads", "dtype")}
     settings |= {"init": f"{cfg.out}/base.pt", "out": str(policies_folder(cfg)), "name": init}
     settings |= {"pretrain_mix": float(init.rsplit("_", 1)[1]), "save_every": 50, "resume": True}
@@ -214,7 +213,7 @@ def measure(cfg, seeds, device):
             rate = win_rates(held_out, cfg.labelers, prompts, answers[how], others, cfg.seed)["held_out"]
             found[how] = {"mean": rate["mean"], "error": rate["high"] - rate["mean"]}
         found["tasks"] = over_prompts([float(right) for right in task_scores(model, tokenizer, items).values()])
-        found["corpus_loss"] = {"mean": corpus_loss(model, corpus, min(128, model.config.block_size - 1)), "error": 0.0}
+        found["corpus_loss"] = {"mean": corpus_loss(model, corpus), "error": 0.0}
         if reference is not None:
             kl = kl_of_answers(model, reference, tokenizer, prompts, answers["win_rate"])
             log = [record for _, record in read_jsonl(path.with_suffix(".jsonl"))]

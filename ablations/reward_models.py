@@ -16,24 +16,26 @@ and teaches nothing. What a ranking costs beside its answers, such as reading th
 """
 
 import json
-import math
 import random
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import reward
 from ablations.labeler_folds import train, validation_rankings
 from ablations.sizes import FROM_RUN, SIZES, rate_for
-from core.checkpoint import load_scalar_model, read_checkpoint
+from core.checkpoint import load_scalar_model, read_checkpoint, settings_of
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import set_up
 from core.output import output_folder, whole_file
-from core.ranking_metrics import mean_and_error
+from core.ranking_metrics import mean_and_error, share_right
 from core.report import name_groups, new_figure, save_figure, table
 from data.folder import load_tokenizer, read_comparisons
 from data.village.labelers import load_labelers
@@ -147,9 +149,10 @@ def train_variant(cfg, variant, stored):
     settings = dict(variant.settings)
     if cfg.vary == "size":
         size, exams = SIZES[variant.title], read_comparisons(Path(cfg.data) / "exams.jsonl")
-        settings |= {"learning_rate": rate_for(size, 8e-4), "batch_size": 16, "replay": "", "reward_model": ""}
-        start = train(cfg, f"{variant.name}_init", exams, **settings)
-        settings = {"reward_model": str(start), "learning_rate": rate_for(size, 5e-4)}
+        on_exams = settings_of(Path(cfg.out) / "reward_init.pt", reward.Config)  # run.py's own settings
+        settings |= {"learning_rate": rate_for(size, on_exams["learning_rate"]), "batch_size": on_exams["batch_size"]}
+        start = train(cfg, f"{variant.name}_init", exams, **settings, replay="", reward_model="")
+        settings = {"reward_model": str(start), "learning_rate": rate_for(size, reward.Config.learning_rate)}
     return train(cfg, variant.name, variant.records + stored, **settings)
 
 
@@ -157,16 +160,15 @@ def train_variant(cfg, variant, stored):
 
 
 def losses_and_accuracies(model, rankings):
-    """Eq. 1's loss and the share of pairs in the right order, by prompt: means over its rankings, which are by several labelers.
+    """Mean -log σ(r_w - r_l), as in Eq. 1, and the share of pairs in the right order, over all rankings of a prompt.
 
     -> {prompt: (loss, accuracy)}
     """
     by_prompt = defaultdict(list)
     for ranking, pairs in zip(rankings, score_differences(model, rankings), strict=True):
-        loss = fmean(math.log1p(math.exp(-abs(d))) + max(-d, 0.0) for d in pairs)  # -log σ(d)
-        right = fmean(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in pairs)
-        by_prompt[ranking.prompt].append((loss, right))
-    return {prompt: tuple(map(fmean, zip(*some))) for prompt, some in by_prompt.items()}
+        by_prompt[ranking.prompt] += pairs
+    losses = {prompt: -F.logsigmoid(torch.tensor(pairs)).mean().item() for prompt, pairs in by_prompt.items()}
+    return {prompt: (losses[prompt], share_right(pairs)) for prompt, pairs in by_prompt.items()}
 
 
 def measure(model, seen, new, first=None):

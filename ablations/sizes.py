@@ -25,7 +25,7 @@ import ppo
 import pretrain
 import sft
 from core.batches import generator
-from core.checkpoint import load_policy, load_scalar_model
+from core.checkpoint import load_policy, load_scalar_model, settings_of
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.output import output_folder, whole_file
@@ -76,7 +76,6 @@ class Config(Device):
     data: str = "out/run/data"  # data folder, of the village
     out: str = "out/run"  # run folder of run.py: its own models and reward.pt
     sizes: str = "50k,0.2M,0.6M,1.7M"  # which, a,b; also 5M, 26M
-    ptx_coef: float = 0.2  # γ of PPO-ptx
     prompts: PositiveInt = 430  # test prompts
     unseen_prompts: int = 0  # in phrasings that no training prompt has; none here
     labelers: PositiveInt = 3  # of each group, per prompt
@@ -118,15 +117,19 @@ def train(cfg, name):
     shared |= {"out": str(out), "save_every": cfg.save_every, "resume": True}
     reward_model = {"reward_model": f"{cfg.out}/reward.pt", "max_new_tokens": cfg.max_new_tokens}
     shape = {key: getattr(size, key) for key in ("n_layer", "n_head", "n_embd")}
-    init = {"name": "ppo_init", "epochs": 2, "pretrain_mix": 0.1, "dropout": 0.0}
-    improve = shared | reward_model | {"save_every": max(1, cfg.save_every // 10), "iterations": size.ppo_iterations}
-    improve |= {"learning_rate": rate_for(size, ppo.Config.learning_rate), "init": f"{out}/ppo_init.pt"}
-    plan = {  # {name: (script, settings)}
-        "base": (pretrain, shared | shape | {"steps": size.pretrain_steps, "learning_rate": rate_for(size, 3e-3)}),
-        "sft": (sft, shared | reward_model | {"epochs": size.sft_epochs, "learning_rate": rate_for(size, 4e-4)}),
-        "ppo_init": (sft, shared | init | {"learning_rate": rate_for(size, 1e-3)}),
-        "ppo": (ppo, improve),
-        "ppo_ptx": (ppo, improve | {"ptx_coef": cfg.ptx_coef}),
+    improve = reward_model | {"iterations": size.ppo_iterations, "save_every": max(1, cfg.save_every // 10)}
+
+    def as_in_run(file, script, **changed):
+        """A script and its settings: those of the run's own model, and what differs."""
+        settings = settings_of(Path(cfg.out) / file, script.Config) | shared | changed
+        return script, settings | {"learning_rate": rate_for(size, settings["learning_rate"])}
+
+    plan = {
+        "base": as_in_run("base.pt", pretrain, **shape, steps=size.pretrain_steps),
+        "sft": as_in_run("sft.pt", sft, **reward_model, init=f"{out}/base.pt", epochs=size.sft_epochs),
+        "ppo_init": as_in_run("ppo_init.pt", sft, init=f"{out}/base.pt"),
+        "ppo": as_in_run("ppo.pt", ppo, **improve, init=f"{out}/ppo_init.pt"),
+        "ppo_ptx": as_in_run("ppo_ptx.pt", ppo, **improve, init=f"{out}/ppo_init.pt"),
     }
     for stage, (script, settings) in plan.items():
         if cfg.quick:
@@ -178,7 +181,7 @@ def measure(cfg, names, device):
         for kind, file in FILES.items():
             model = load_policy(folder / file, cfg, device, tokenizer_spec, sharded=False)
             answers_of[name, kind] = answer(model, "answers")
-            loss = corpus_loss(model, corpus, min(128, block_size - 1))
+            loss = corpus_loss(model, corpus)
             measured[kind] = {"corpus_loss": loss, "tasks": task_scores(model, tokenizer, items)}
             if kind == "gpt":
                 parameters = sum(p.numel() for p in model.parameters())

@@ -240,7 +240,7 @@ def compare(cfg, out, seed, device, wanted, seconds):
             row |= {"kl": math.log(cfg.best_of) - (cfg.best_of - 1) / cfg.best_of, "kl_is_upper_bound": True}
         else:
             row["kl"] = kl_of_answers(policy, reference, tokenizer, prompts, answers, prefix)
-        row["corpus_loss"] = corpus_loss(policy, corpus, min(128, policy.config.block_size - 1))
+        row["corpus_loss"] = corpus_loss(policy, corpus)
         row["cost"] = cost_of(name, checkpoint, costs, seconds)
         row["samples"] = [[prompt, text] for prompt, text in zip(prompts[:3], texts)]
         rows[name] = row

@@ -432,7 +432,7 @@ def measure(cfg, out, device):
         found["models"][key] |= {
             "tasks": task_scores(model, tokenizer, items),
             "instructed": {kind: share_right(model, tokenizer, asked[kind]) for kind in MIXTURES},
-            "corpus_loss": corpus_loss(model, corpus, min(128, block_size - 1)),
+            "corpus_loss": corpus_loss(model, corpus),
         }
     for key in MIXTURES:
         found["head_to_head"][key] = {how: compare(answers["ppo_ptx"][how], answers[key][how]) for how in temperatures}

@@ -1,7 +1,7 @@
 """Checkpoints that another stage can open alone: weights, shape, tokenizer, and how they were made."""
 
 import zipfile
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import torch
@@ -45,6 +45,12 @@ def read_checkpoint(path):
         fix = "pass a .pt file our scripts wrote"
         raise BadInput(f"{path}: not a checkpoint of this project ({reason}); {fix}") from None
     return checkpoint
+
+
+def settings_of(path, Config):
+    """The settings that a checkpoint was trained with, of those that the dataclass `Config` has. -> {name: value}"""
+    settings = read_checkpoint(path).get("config", {})
+    return {field.name: settings[field.name] for field in fields(Config) if field.name in settings}
 
 
 def load_checkpoint(path, kind, device="cpu", dropout=0.0, tokenizer_spec=None):

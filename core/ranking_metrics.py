@@ -10,17 +10,20 @@ def differences(scores, ranks):
     return [scores[i] - scores[j] for i in K for j in K if ranks[i] < ranks[j]]
 
 
-def accuracy(differences_by_prompt):
-    """Share of pairs whose preferred answer scores higher; equal scores count half. -> mean over prompts, 95 % error
+def share_right(pairs):
+    """Of the pairs of one prompt, how many have the preferred answer scoring higher; equal scores count half.
 
-    differences_by_prompt: a list of lists, see `differences`. nan where there is no pair.
+    pairs: r_w - r_l of each, at least one -> 0 … 1
     """
-    shares = []
-    for pairs in differences_by_prompt:
-        if pairs:
-            right = sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in pairs)
-            shares.append(right / len(pairs))
-    return mean_and_error(shares)
+    return sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in pairs) / len(pairs)
+
+
+def accuracy(differences_by_prompt):
+    """Share of pairs in the right order -> mean over prompts, 95 % error; nan where there is no pair.
+
+    differences_by_prompt: a list of lists, see `differences`.
+    """
+    return mean_and_error([share_right(pairs) for pairs in differences_by_prompt if pairs])
 
 
 def mean_and_error(values):

@@ -76,6 +76,9 @@ def test_corpus_loss_counts_every_token_once_and_without_dropout(data, tiny):
     assert got == pytest.approx(want, rel=1e-5)
     uneven = pretrain.corpus_loss(model, corpus, 8, batches=5, batch_size=1)  # other batches, the same five windows
     assert uneven == pytest.approx(want, rel=1e-5)
+    assert pretrain.corpus_loss(model, corpus, batches=1) == pretrain.corpus_loss(model, corpus, 63, batches=1), (
+        "all it can"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- rate, shape

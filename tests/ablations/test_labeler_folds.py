@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from ablations import labeler_folds
-from ablations.labeler_folds import agreement_of, groups_of, page, sentence, share_right, summary, validation_rankings
+from ablations.labeler_folds import agreement_of, groups_of, page, sentence, shares_right, summary, validation_rankings
 from core.config import BadInput
 from reward import Ranking
 
@@ -58,7 +58,7 @@ def test_agreement_over_all_pairs_of_people_by_hand():
 def test_shares_are_over_all_labelers_of_a_prompt(monkeypatch):
     rankings = [Ranking([], [], [], prompt, "training") for prompt in "ppq"]
     monkeypatch.setattr(labeler_folds, "score_differences", lambda model, some: [[1.0, -2.0], [0.0], [3.0]])
-    assert share_right(None, rankings) == {"p": pytest.approx(1.5 / 3), "q": 1.0}
+    assert shares_right(None, rankings) == {"p": pytest.approx(1.5 / 3), "q": 1.0}
 
 
 def test_means_errors_and_differences_by_hand():

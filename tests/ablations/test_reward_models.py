@@ -121,9 +121,9 @@ def test_losses_are_eq_1_and_means_over_prompts():
     ]
     model = Lengths()
     found = losses_and_accuracies(model, rankings)
-    scores = torch.tensor([0.1, 0.5, 0.9, 0.5])
-    want = [pairwise_loss(scores[:3], torch.tensor(r.ranks)).item() for r in rankings[:2]]
-    assert found["p"] == pytest.approx((sum(want) / 2, (0.5 + 1) / 2))
+    scores = torch.tensor([0.1, 0.5, 0.9])
+    first, second = [pairwise_loss(scores, torch.tensor(r.ranks)).item() for r in rankings[:2]]
+    assert found["p"] == pytest.approx(((2 * first + 3 * second) / 5, 4 / 5)), "two pairs, and three; one is wrong"
     by_hand = [F.softplus(-torch.tensor(d)).item() for d in (-0.4, 0.0, 0.4)]  # 5 over 9, 5 over 5, 9 over 5
     assert found["q"] == pytest.approx((sum(by_hand) / 3, 1.5 / 3))
     assert [len(pairs) for pairs in score_differences(model, rankings)] == [2, 3, 3]

@@ -1,12 +1,24 @@
 """Checkpoints come back as they were saved; what is none of ours is refused in one line and runs no code."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from small_models import CFG, batch, make, shaken
 
-from core.checkpoint import load_checkpoint, load_policy, load_scalar_model, save_checkpoint
+from core.checkpoint import load_checkpoint, load_policy, load_scalar_model, save_checkpoint, settings_of
 from core.config import BadInput, Training
 from model import GPT, ScalarModel
+
+
+def test_settings_are_those_that_the_config_has(tmp_path, tokenizer_spec):
+    @dataclass
+    class Config:
+        n_embd: int = 0
+        another: str = "x"
+
+    save_checkpoint(tmp_path / "x.pt", make(GPT), tokenizer_spec, CFG, 7)
+    assert settings_of(tmp_path / "x.pt", Config) == {"n_embd": 16}
 
 
 @torch.no_grad()
