@@ -16,7 +16,6 @@ prompt are one observation. Over several runs the interval is the wider of two: 
 
 import importlib
 import json
-import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -24,13 +23,14 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 from statistics import fmean
+from typing import NamedTuple
 
 import evaluate
 from core.batches import generator
 from core.checkpoint import read_checkpoint
 from core.config import BadInput, Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
-from core.intervals import estimate_text, interval_of, over_runs, range_text, verdict
+from core.intervals import Claim, estimate_text, interval_of, interval_text, number_text, over_runs, range_text, verdict
 from core.output import output_folder, whole_file
 from core.paper_claims import CLAIMS, MODELS, REPORT_CLAIMS
 from core.report import table
@@ -388,29 +388,35 @@ def measure(cfg, out, device, report):
 # ---------------------------------------------------------------------------------------------------- the table
 
 
+class Row(NamedTuple):
+    """A claim with its number over all runs (None: not measured), and in each."""
+
+    claim: Claim
+    whole: dict
+    of_runs: list
+
+
 def claim_rows(runs):
-    """The claims by number -> [(claim, ours over all runs, verdict)], both as text. runs: {name: what was found}"""
+    """The claims by number. runs: {name: what was found} -> [Row]"""
     rows = []
     for claim in sorted([*REPORT_CLAIMS, *CLAIMS], key=lambda claim: claim.number):
         estimates = [estimate for found in runs.values() if (estimate := claim.find(found)) is not None]
-        if not estimates:
-            rows.append((claim, "-", "not measured"))
-            continue
-        whole = over_runs(estimates)
-        ours, said = estimate_text(whole, claim.unit), verdict(whole, claim)
-        reason = f" ({claim.otherwise})" if claim.otherwise and said != "holds" else ""
-        if len(estimates) > 1:
-            means = (estimate_text(estimate | {"parts": {}}, claim.unit).split()[0] for estimate in estimates)
-            holds = sum(verdict(estimate, claim) == "holds" for estimate in estimates)
-            ours, reason = f"{ours}; runs {', '.join(means)}", f"; in {holds} of {len(estimates)} runs{reason}"
-        rows.append((claim, ours + (f", n = {whole['n']}" if "n" in whole else ""), said + reason))
+        rows.append(Row(claim, over_runs(estimates) if estimates else None, estimates))
     return rows
 
 
 def page(runs):
     """The table of claims, and all measures of every run, as markdown."""
     rows = []
-    for claim, ours, said in claim_rows(runs):
+    for claim, whole, of_runs in claim_rows(runs):
+        ours, said = "-", "not measured"
+        if whole:
+            ours, said = estimate_text(whole, claim.unit), verdict(whole, claim)
+            reason = f" ({claim.otherwise})" if claim.otherwise and said != "holds" else ""
+            if len(of_runs) > 1:
+                ours += "; runs " + ", ".join(number_text(estimate["mean"], claim.unit) for estimate in of_runs)
+                said += f"; in {sum(verdict(one, claim) == 'holds' for one in of_runs)} of {len(of_runs)} runs"
+            ours, said = ours + (f", n = {whole['n']}" if "n" in whole else ""), said + reason
         rows.append([claim.number, claim.says, claim.paper, ours, range_text(claim), said, claim.how])
     head = ["", "the paper's claim", "paper", "ours [95 %]", "holds if", "", "measured here"]
     parts = ["# The paper's claims", table(head, rows)]
@@ -422,10 +428,9 @@ def page(runs):
 def summary(runs):
     """The claims for the terminal, a line each."""
     lines = []
-    for claim, ours, said in claim_rows(runs):
-        lines.append(
-            f"{claim.number} {claim.says:56.56} {re.split(' [(]|;', said)[0]:15} {re.split(' [(]|;|, n', ours)[0]}"
-        )
+    for claim, whole, _ in claim_rows(runs):
+        said, ours = (verdict(whole, claim), interval_text(whole, claim.unit)) if whole else ("not measured", "-")
+        lines.append(f"{claim.number} {claim.says:60.60} {said:15} {ours}")
     return "\n".join(lines)
 
 
@@ -438,7 +443,7 @@ def measures_table(found):
             estimates = {key: interval_of(models[key], measure != "Likert") for key in MODELS if key in models}
             if any(estimates.values()):
                 n = max(estimate["n"] for estimate in estimates.values() if estimate)
-                cells = [estimates.get(key) and estimate_text(estimates[key] | {"parts": {}}, unit) for key in MODELS]
+                cells = [estimates.get(key) and interval_text(estimates[key], unit) for key in MODELS]
                 rows.append([f"{measure}, {condition}", n, *(cell or "-" for cell in cells)])
     return table(["%, Likert or bits [95 % interval]", "n", *MODELS.values()], rows)
 

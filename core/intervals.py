@@ -152,14 +152,19 @@ def range_text(claim):
     return f"< {most}" if math.isinf(claim.least) else f"{least} … {most}"
 
 
-def estimate_text(estimate, unit):
-    """ "mean [low, high] (what it is made of)"; shares, of unit "%", in percent."""
+def number_text(value, unit):
+    """A number of a unit; shares, of unit "%", in percent."""
     factor, digits = (100, 1) if unit == "%" else (1, 2)
+    return f"{round(factor * value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.0
 
-    def number(value):
-        return f"{round(factor * value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.0
 
-    mean, low, high = (number(estimate[key]) for key in ("mean", "low", "high"))
-    parts = ", ".join(f"{name} {number(value)}" for name, value in estimate.get("parts", {}).items())
-    text = mean if low == high else f"{mean} [{low}, {high}]"
-    return f"{text} ({parts})" if parts else text
+def interval_text(estimate, unit):
+    """ "mean [low, high]" """
+    mean, low, high = (number_text(estimate[key], unit) for key in ("mean", "low", "high"))
+    return mean if low == high else f"{mean} [{low}, {high}]"
+
+
+def estimate_text(estimate, unit):
+    """ "mean [low, high] (what it is made of)" """
+    parts = ", ".join(f"{name} {number_text(value, unit)}" for name, value in estimate.get("parts", {}).items())
+    return f"{interval_text(estimate, unit)} ({parts})" if parts else interval_text(estimate, unit)
