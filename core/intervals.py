@@ -116,6 +116,8 @@ def over_runs(estimates):
     names = estimates[0].get("parts", {})
     parts = {name: fmean(estimate["parts"][name] for estimate in estimates) for name in names}
     whole = estimate_of(fmean(means), max(of_prompts, student(k) * stdev(means) / math.sqrt(k)), **parts)
+    if all(0 <= estimate["low"] and estimate["high"] <= 1 for estimate in estimates):  # shares, and no differences
+        whole |= {"low": max(0, whole["low"]), "high": min(1, whole["high"])}
     return whole | {"n": sum(estimate["n"] for estimate in estimates)} if "n" in estimates[0] else whole
 
 

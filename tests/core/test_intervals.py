@@ -122,3 +122,10 @@ def test_numbers_as_text():
     assert estimate_text(estimate_of(0.25, 0.05, GPT=0.5, SFT=0.75), "%") == "25.0 [20.0, 30.0] (GPT 50.0, SFT 75.0)"
     assert estimate_text({"mean": -0.054, "low": -0.054, "high": -0.054}, "bits") == "-0.05"
     assert estimate_text({"mean": -1e-17, "low": -1e-17, "high": 0.5}, "%") == "0.0 [0.0, 50.0]"
+
+
+def test_shares_stay_shares_over_runs_and_differences_may_be_negative():
+    shares = over_runs([estimate_of(0.99, 0.01), estimate_of(0.8, 0.02), estimate_of(0.95, 0.02)])
+    assert shares["high"] == 1 and 0 < shares["low"] < 0.8
+    differences = over_runs([estimate_of(0.99, 0.01), estimate_of(0.8, 0.02), estimate_of(0.01, 0.02)])
+    assert differences["low"] < -0.5 and differences["high"] > 1
