@@ -208,8 +208,9 @@ def test_ppo_from_other_starts(killed, capsys):
     (start,) = found["references"]["PPO's start"]["measured"]
     assert start["win_rate_greedy"]["mean"] == 0.5, "against itself"
     assert len(start["score"]["values"]) == found["n_prompts"] == 8
-    ppo_settings.main(cfg)
-    assert capsys.readouterr().out.count("made with these settings") == 2 + 4, "what is there is not trained again"
+    ppo_settings.train_init(cfg, "ppo_init_mix_0")
+    ppo_settings.ppo.main(ppo_settings.ppo_config(cfg, {"init": "base"}, 0))
+    assert capsys.readouterr().out.count("made with these settings") == 2, "what is there is not trained again"
 
 
 def test_best_of_n_by_reward_model_and_by_taste(killed, capsys):
@@ -284,8 +285,8 @@ def test_all_steps_at_two_sizes(killed, capsys):
         assert all(math.isfinite(model["corpus_loss"]) for model in size["models"].values())
     largest = found["sizes"]["0.2M"]["models"]["sft"]
     assert largest["win_rate"]["greedy"]["held_out"]["mean"] == 0.5, "against itself"
-    sizes.main(cfg)
-    assert capsys.readouterr().out.count("made with these settings") == 2 * 5, "what is there is not trained again"
+    sizes.train(cfg, "50k")
+    assert capsys.readouterr().out.count("made with these settings") == 5, "what is there is not trained again"
 
 
 def test_reward_models_of_groups_of_labelers(killed, capsys):
