@@ -1,7 +1,7 @@
 """All methods on one table: the same world, the same judge, the same prompts.
 
     python run.py                                                   # first: the models that everything starts from
-    python alternatives/compare.py                                  # trains what is missing: about 24 minutes, 2 cores
+    python alternatives/compare.py                                  # trains what is missing: half an hour on one core
     python alternatives/compare.py --runs out/run,out/seed1,out/seed2
     python alternatives/compare.py --methods dpo,rest               # only these
 
