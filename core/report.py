@@ -155,7 +155,11 @@ def preference_section(report):
         rates = [interval(found[key][group]) for key in ("win_rate", "win_rate_greedy") for group in GROUPS]
         rows.append(["(a perfect answer)", *rates, *["-"] * 7])
     title = "## Who prefers whom (both at T = 1, and both greedy; 95 % intervals over prompts)"
-    return f"{title}\n\n{table(head, rows)}"
+    caution = (
+        "The intervals are those of these models on other prompts. Another seed, or the same one with another number of "
+        "threads, trains other models: how far that moves the rates stands in the README, measured."
+    )
+    return f"{title}\n\n{table(head, rows)}\n\n{caution}"
 
 
 def head_to_head_section(report):
