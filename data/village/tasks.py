@@ -24,8 +24,9 @@ from data.village.world import RELATIONS, RELATIONS_OF, WORDS
 def tasks(world, rng, count):
     """Yield `count` items of each task, a quarter of them few-shot examples: records of tasks.jsonl.
 
-    No page holds the texts of translation, sentiment and summary; the others are drawn from so many combinations that
-    hardly one comes twice; facts are the web's own: that task asks what was remembered.
+    No page with tasks holds the texts of translation, sentiment and summary (a school book may say the same in a user's
+    words); the others are drawn from so many combinations that hardly one comes twice; facts are the web's own: that task
+    asks what was remembered.
     """
     for number in range(count):
         split = "shots" if number < count // 4 else "test"
@@ -82,9 +83,9 @@ def ending_task(world, rng, number):
     people, animals = rng.sample(WORDS["person"], 3), rng.sample(WORDS["animal"], 3)
     openings = rng.sample(templates("open"), 2)
     context = " ".join(fill(t, person=who, animal=which) for t, who, which in zip(openings, people, animals))
-    which = rng.randrange(2)  # of the two pairs is gone on with
-    person, animal = people[which], animals[which]
-    wrong = [(people[1 - which], animal), (person, animals[1 - which]), (people[2], animal)]
+    chosen = rng.randrange(2)  # which of the two pairs the right sentence is about
+    person, animal = people[chosen], animals[chosen]
+    wrong = [(people[1 - chosen], animal), (person, animals[1 - chosen]), (people[2], animal)]
     pairs, right = rng.sample(wrong, 3), number % 4
     pairs.insert(right, (person, animal))
     food = rng.choice(WORDS["food"])
