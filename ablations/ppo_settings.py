@@ -242,7 +242,7 @@ MEASURES = {  # {measure: (name, digits, times)}
     "likert": ("judge's Likert", 2, 1),
     "win_rate": ("% preferred to PPO's start, T = 1", 1, 100),
     "win_rate_greedy": ("% preferred, both greedy", 1, 100),
-    "tasks": ("% right of the tasks that the paper's PPO loses", 1, 100),
+    "tasks": ("% right, four public tasks", 1, 100),
     "corpus_loss": ("corpus loss", 3, 1),
     "kl": ("KL to its start", 2, 1),
     "seconds": ("seconds", 0, 1),
