@@ -8,7 +8,6 @@ is the reward model's. What is still missing to a perfect answer, complete and t
 n tries. Win rates are by held-out labelers against one SFT answer per prompt, both at T = 1, as in evaluate.py.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from core.batches import generator
 from core.checkpoint import load_policy, load_scalar_model
 from core.config import Device, PositiveInt, Seed, command_line
 from core.device import sampling_copy, set_up
-from core.output import output_folder, whole_file
-from core.report import interval, new_figure, save_figure, table
+from core.output import output_folder
+from core.report import interval, new_figure, save_results, table
 from core.text import best_of_n, respond
 from data.folder import load_tokenizer
 from data.village.judge import Judge
@@ -87,14 +86,8 @@ def main(cfg):
     rows = [cells(f"best of {n} by {name}", found) for name, curve in curves.items() for n, found in curve.items()]
     head = ["", "win % vs SFT, held-out", "helpful", "true, on task", "Likert"]
     text = table(head, [*rows, cells("a perfect answer", perfect)]) + "\n"
-    with whole_file(out / "best_of_n.json") as file:
-        json.dump({"config": vars(cfg), "curves": curves, "perfect": perfect}, file, indent=1)
-    with whole_file(out / "best_of_n.md") as file:
-        file.write(text)
-    figure = best_of_n_figure(curves, perfect)
-    if figure is not None:
-        save_figure(figure, out / "best_of_n.png")
-    print(f"\n{text}\nwrote {out}/best_of_n.md, best_of_n.json{'' if figure is None else ', best_of_n.png'}")
+    found = {"config": vars(cfg), "curves": curves, "perfect": perfect}
+    save_results(out, "best_of_n", found, text, best_of_n_figure(curves, perfect))
 
 
 def cells(name, found):

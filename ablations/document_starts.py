@@ -10,7 +10,6 @@ are. Where the data folder or --rankings has rankings, each model becomes a rewa
 the validation rankings stands beside. The paper does not say how GPT-3's windows were cut.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ import reward
 from core.checkpoint import load_policy, read_checkpoint
 from core.config import Device, PositiveInt, Seed, command_line
 from core.device import set_up
-from core.output import output_folder, whole_file
-from core.report import percent, table
+from core.output import output_folder
+from core.report import percent, save_results, table
 from data.folder import Corpus, load_tokenizer, read_jsonl
 from evaluate import task_scores
 from pretrain import corpus_loss
@@ -77,12 +76,7 @@ def main(cfg):
     found = {name: {"reward_model": train(cfg, name)} for name in NAMES}
     for name in NAMES:
         found[name] |= measure(cfg, name, device)
-    with whole_file(out / "document_starts.json") as file:
-        json.dump({"config": vars(cfg), "models": found}, file, indent=1)
-    text = page(found)
-    with whole_file(out / "document_starts.md") as file:
-        file.write(text)
-    print(f"\n{text}\nwrote {out}/document_starts.md, document_starts.json")
+    save_results(out, "document_starts", {"config": vars(cfg), "models": found}, page(found))
 
 
 def page(found):

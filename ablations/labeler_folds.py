@@ -13,7 +13,6 @@ to predict weigh the same on both sides. The last row is another population, wit
 The paper: 72.4 ± 0.4 % on rankings of the groups that were learned from, 69.6 ± 0.9 % on those of the one left out.
 """
 
-import json
 import math
 import random
 import sys
@@ -28,9 +27,9 @@ import reward
 from core.checkpoint import load_scalar_model
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import set_up
-from core.output import output_folder, whole_file
+from core.output import output_folder
 from core.ranking_metrics import agreement, mean_and_error, share_right
-from core.report import table
+from core.report import save_results, table
 from data.folder import load_tokenizer, read_comparisons, write_jsonl
 from data.village.labelers import load_labelers
 from reward import encode_rankings, score_differences
@@ -212,12 +211,7 @@ def main(cfg):
         for group, fold in zip(groups, folds)
     ]
     found["agreement"] = {group: agreement_of(some) for group, some in ranked.items()}
-    with whole_file(out / "labeler_folds.json") as file:
-        json.dump({"config": vars(cfg), **found}, file, indent=1)
-    text = page(found)
-    with whole_file(out / "labeler_folds.md") as file:
-        file.write(text)
-    print(f"\n{text}\nwrote {out}/labeler_folds.md, labeler_folds.json")
+    save_results(out, "labeler_folds", {"config": vars(cfg), **found}, page(found))
 
 
 if __name__ == "__main__":

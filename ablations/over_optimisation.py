@@ -10,7 +10,6 @@ score falls. The answers to one prompt along the way show what the reward model 
 The paper found β = 0 and β = 2 both poor, and the best between 0.01 and 0.02 (App. E.7); our scores have another scale.
 """
 
-import json
 import random
 import sys
 from collections import defaultdict
@@ -21,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ppo
 from core.config import Device, PositiveInt, Seed, command_line, require
-from core.output import output_folder, whole_file
+from core.output import output_folder
 from core.ranking_metrics import mean_and_error
-from core.report import colours, new_figure, save_figure, shortened, table, thinned
+from core.report import colours, new_figure, save_results, shortened, table, thinned
 from data.folder import read_jsonl
 from data.village.judge import Judge
 
@@ -96,15 +95,13 @@ def main(cfg):
         prompts = sorted({sample["prompt"] for sample in samples})
         prompt = random.Random(cfg.seed).choice(prompts)
         answers[kl_coef] = [sample for sample in samples if sample["prompt"] == prompt]
-    with whole_file(out / "kl_coef.json") as file:
-        json.dump({"config": vars(cfg), "curves": curves, "answers": answers}, file, indent=1)
-    figure = over_optimisation_figure(curves)
-    if figure is not None:
-        save_figure(figure, out / "kl_coef.png")
-    text = page(curves, answers)
-    with whole_file(out / "kl_coef.md") as file:
-        file.write(text)
-    print(f"\n{text}\nwrote {out}/kl_coef.md, kl_coef.json{'' if figure is None else ', kl_coef.png'}")
+    save_results(
+        out,
+        "kl_coef",
+        {"config": vars(cfg), "curves": curves, "answers": answers},
+        page(curves, answers),
+        over_optimisation_figure(curves),
+    )
 
 
 def page(curves, answers):

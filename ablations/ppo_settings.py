@@ -22,7 +22,6 @@ here. Two numbers are told apart if the 95 % interval of their difference, over 
 difference has the same sign under every seed. Corpus loss and KL have no interval: for them only the seeds decide.
 """
 
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -38,10 +37,10 @@ from core.batches import generator
 from core.checkpoint import load_policy, load_scalar_model, settings_of
 from core.config import Device, PositiveFloat, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
-from core.output import output_folder, whole_file
+from core.output import output_folder
 from core.paper_claims import TAXED
 from core.ranking_metrics import mean_and_error
-from core.report import colours, new_figure, save_figure, table
+from core.report import colours, new_figure, save_results, table
 from core.text import kl_of_answers, respond, score_answers
 from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room
 from data.village.world import read_world
@@ -556,15 +555,13 @@ def main(cfg):
             ppo.main(ppo_config(cfg, settings, seed))
     found = {"vary": cfg.vary, "config": vars(cfg), "quick": cfg.quick}
     found |= {"iterations": default_settings(cfg)["iterations"], **measure(cfg, seeds, device)}
-    with whole_file(out / "results.json") as file:
-        json.dump(found | {"claims": [claim._asdict() for claim in claims(found)]}, file)
-    figure = settings_figure(found)
-    if figure is not None:
-        save_figure(figure, out / "results.png")
-    text = page(found)
-    with whole_file(out / "results.md") as file:
-        file.write(text)
-    print(f"\n{text}\nwrote {out}/results.md, results.json{'' if figure is None else ', results.png'}")
+    save_results(
+        out,
+        "results",
+        found | {"claims": [claim._asdict() for claim in claims(found)]},
+        page(found),
+        settings_figure(found),
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ The exams are not replayed here, so that there is nothing but rankings. A rankin
 and teaches nothing. What a ranking costs beside its answers, such as reading the prompt, is left out: a larger K saves it.
 """
 
-import json
 import random
 import sys
 from collections import defaultdict
@@ -34,9 +33,9 @@ from ablations.sizes import FROM_RUN, SIZES, rate_for
 from core.checkpoint import load_scalar_model, read_checkpoint, settings_of
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import set_up
-from core.output import output_folder, whole_file
+from core.output import output_folder
 from core.ranking_metrics import mean_and_error, share_right
-from core.report import name_groups, new_figure, save_figure, table
+from core.report import name_groups, new_figure, save_results, table
 from data.folder import load_tokenizer, read_comparisons
 from data.village.labelers import load_labelers
 from reward import encode_rankings, score_differences, single_pairs
@@ -273,16 +272,13 @@ def main(cfg):
         models[variant.title] = found
     for model in models.values():
         del model["by_prompt"]
-    name = f"reward_{cfg.vary}"
-    with whole_file(out / f"{name}.json") as file:
-        json.dump({"config": vars(cfg), "models": models}, file, indent=1)
-    figure = reward_figure(models)
-    if figure is not None:
-        save_figure(figure, out / f"{name}.png")
-    text = page(cfg.vary, models)
-    with whole_file(out / f"{name}.md") as file:
-        file.write(text)
-    print(f"\n{text}\nwrote {out}/{name}.md, {name}.json{'' if figure is None else f', {name}.png'}")
+    save_results(
+        out,
+        f"reward_{cfg.vary}",
+        {"config": vars(cfg), "models": models},
+        page(cfg.vary, models),
+        reward_figure(models),
+    )
 
 
 if __name__ == "__main__":

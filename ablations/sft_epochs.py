@@ -11,7 +11,6 @@ The paper trains 16 epochs. Its validation loss rises after the first, but the r
 keep improving.
 """
 
-import json
 import math
 import random
 import sys
@@ -26,9 +25,9 @@ from core.batches import generator
 from core.checkpoint import load_policy, load_scalar_model, read_checkpoint
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
-from core.output import output_folder, whole_file
+from core.output import output_folder
 from core.ranking_metrics import mean_and_error
-from core.report import interval, new_figure, save_figure, table
+from core.report import interval, new_figure, save_results, table
 from core.text import respond, score_answers
 from data.folder import load_tokenizer, read_prompts, with_room
 from data.village.judge import Judge
@@ -204,15 +203,8 @@ def main(cfg):
             texts, others = ([text for text, _ in some[how]] for some in (ours, theirs))
             duel[how] = win_rate(labelers, cfg.labelers, test, texts, others, cfg.seed)
 
-    with whole_file(out / "sft_epochs.json") as file:
-        json.dump({"config": vars(cfg), "chosen": chosen(epochs), "epochs": epochs, "duel": duel}, file, indent=1)
-    figure = epochs_figure(epochs)
-    if figure is not None:
-        save_figure(figure, out / "sft_epochs.png")
-    text = page(epochs, duel)
-    with whole_file(out / "sft_epochs.md") as file:
-        file.write(text)
-    print(f"\n{text}\nwrote {out}/sft_epochs.md, sft_epochs.json{'' if figure is None else ', sft_epochs.png'}")
+    found = {"config": vars(cfg), "chosen": chosen(epochs), "epochs": epochs, "duel": duel}
+    save_results(out, "sft_epochs", found, page(epochs, duel), epochs_figure(epochs))
 
 
 if __name__ == "__main__":

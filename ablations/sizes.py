@@ -12,7 +12,6 @@ that to mean anything, so the corpus loss and the public tasks stand beside it.
 What has been made with these settings is not made again; a run that was interrupted goes on where it was.
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -28,8 +27,8 @@ from core.batches import generator
 from core.checkpoint import load_policy, load_scalar_model, settings_of
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
-from core.output import output_folder, whole_file
-from core.report import colours, interval, new_figure, percent, save_figure, table
+from core.output import output_folder
+from core.report import colours, interval, new_figure, percent, save_results, table
 from core.text import respond
 from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room
 from data.village.world import read_world
@@ -284,15 +283,7 @@ def main(cfg):
     start = time.time()
     found = measure(cfg, names, device)
     seconds["evaluation"] = time.time() - start
-    with whole_file(out / "sizes.json") as file:
-        json.dump({"config": vars(cfg), "seconds": seconds, **found}, file, indent=1)
-    figure = sizes_figure(found)
-    if figure is not None:
-        save_figure(figure, out / "sizes.png")
-    text = page(found)
-    with whole_file(out / "sizes.md") as file:
-        file.write(text)
-    print(f"\n{text}\nwrote {out}/sizes.md, sizes.json{'' if figure is None else ', sizes.png'}")
+    save_results(out, "sizes", {"config": vars(cfg), "seconds": seconds, **found}, page(found), sizes_figure(found))
 
 
 if __name__ == "__main__":

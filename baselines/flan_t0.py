@@ -14,7 +14,6 @@ kind: there the two should win, and users' prompts should show what that is wort
 175B SFT in 29.8 and 26.8 %, and PPO-ptx to FLAN and T0 in 78 and 79 %.
 """
 
-import json
 import random
 import re
 import shutil
@@ -30,8 +29,8 @@ from core.batches import generator
 from core.checkpoint import load_policy, load_scalar_model, read_checkpoint
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
-from core.output import output_folder, whole_file
-from core.report import interval, percent, table
+from core.output import output_folder
+from core.report import interval, percent, save_results, table
 from core.text import mean_score, respond
 from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room, write_jsonl
 from data.village.grammar import PROMPT_END, fill, parse
@@ -503,12 +502,8 @@ def main(cfg):
     read_world(cfg.data)  # BadInput if it is not the village's
     training = {name: train(cfg, out, name) for name in MIXTURES}
     found = {"config": vars(cfg), "training": training, **measure(cfg, out, device)}
-    with whole_file(out / "baselines.json") as file:
-        json.dump(found, file, indent=1)
-    text = page(found)
-    with whole_file(out / "baselines.md") as file:
-        file.write(text)
-    print(f"\n{text}\nwrote {out}/flan.pt, t0.pt, baselines.md, baselines.json")
+    save_results(out, "baselines", found, page(found))
+    print(f"and {out}/flan.pt, t0.pt")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ nothing for it. Figures are drawn where matplotlib 3.7 or newer is installed, an
     report = {"seed", "n_prompts", "models": {key: {"name", "length", "score", "corpus_loss", ...}}, "samples", ...}
 """
 
+import json
 import math
 import re
 from statistics import fmean
@@ -449,6 +450,19 @@ def figures(report, folder):
             save_figure(figure, folder / name)
             written.append(name)
     return written
+
+
+def save_results(out, name, found, text, figure=None):
+    """What a script found: OUT/NAME.json, the page as OUT/NAME.md and on the terminal, with matplotlib OUT/NAME.png."""
+    with whole_file(out / f"{name}.json") as file:
+        json.dump(found, file, indent=1)
+    with whole_file(out / f"{name}.md") as file:
+        file.write(text)
+    written = f"{name}.md, {name}.json"
+    if figure is not None:
+        save_figure(figure, out / f"{name}.png")
+        written += f", {name}.png"
+    print(f"\n{text}\nwrote {out}/{written}")
 
 
 def new_figure(height):
