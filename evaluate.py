@@ -153,6 +153,7 @@ def gold_report(judge, records, texts):
 
     result = {key: mean(verdicts, key) for key in ("helpful", "truthful", "harmless", "likert")}
     result["names_the_entity"] = mean(verdicts, "names the entity")
+    _, result["likert_error"] = mean_and_error([verdict["likert"] for verdict in verdicts])
     both = [verdict["truthful"] * verdict["informative"] for verdict in verdicts]
     result["truthful_and_informative"] = sum(both) / len(both)
     flags = [key for key in verdicts[0] if key not in (*result, "informative", "names the entity")]

@@ -28,7 +28,7 @@ from core.checkpoint import load_policy, load_scalar_model, settings_of
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.output import output_folder
-from core.report import colours, interval, new_figure, percent, save_results, table
+from core.report import colours, interval, new_figure, percent, percent_of, save_results, table
 from core.text import respond
 from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room
 from data.village.world import read_world
@@ -191,7 +191,8 @@ def measure(cfg, names, device):
                 opponents = answer(model, "opponents")
         for kind in KINDS:
             gold = gold_report(judge, records, [text for text, _ in answers_of[name, kind]["sampled"]])
-            measured[kind] |= {key: gold[key] for key in ("helpful", "truthful_and_informative", "likert")}
+            kept = ("helpful", "truthful_and_informative", "likert", "likert_error", "flags", "flag_counts")
+            measured[kind] |= {key: gold[key] for key in kept}
             measured[kind]["win_rate"] = compare(answers_of[name, kind], opponents)
         found["sizes"][name] = {"parameters": parameters, "models": {kind: measured[kind] for kind in KINDS}}
     found["sizes"] = {name: found["sizes"][name] for name in names}
@@ -243,7 +244,19 @@ def page(found):
     head += [f"{how}, {group}" for how in ("T = 1", "greedy") for group in groups]
     text = "\n".join(f"- {sentence}" for sentence in sentences(found))
     text += f"\n\n{table([*head, 'helpful', 'true, on task', 'corpus loss', 'tasks'], rows)}\n"
+    text += f"\nThe judge's Likert mark and the flags of Table 3, at T = 1, % of n answers\n\n{flags_table(found)}\n"
     return f"{found['n_prompts']} test prompts, 95 % intervals.\n\n{text}"
+
+
+def flags_table(found):
+    """Likert and flags of all models of all sizes, as markdown (Table 3, Fig. 4)."""
+    rows, counts = [], {}
+    for name, size in found["sizes"].items():
+        for kind, model in size["models"].items():
+            counts = model["flag_counts"]
+            flags = [percent_of(share, counts[flag]) for flag, share in model["flags"].items()]
+            rows.append([f"{name} {NAMES[kind]}", f"{model['likert']:.2f} ± {model['likert_error']:.2f}", *flags])
+    return table(["", "Likert", *(f"{flag} (n = {n})" for flag, n in counts.items())], rows)
 
 
 def groups_of(model):

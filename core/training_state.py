@@ -145,7 +145,7 @@ def drop_states(out, name, keep=0):
     if rank() == 0:
         for step in sorted(states, reverse=True)[keep:]:
             states[step].unlink(missing_ok=True)
-        for half_written in Path(out).glob(f".{name}.state-*.tmp"):
+        for half_written in Path(out).glob(f".{name}.*.tmp"):
             half_written.unlink(missing_ok=True)
 
 

@@ -145,6 +145,8 @@ def check_resuming(module, cfg, name, log, other, monkeypatch, capsys, latest=5)
     for path in (other / log, *other.glob(f"{name}.*.jsonl")):  # killed between writing a record and saving the state
         with open(path, "a") as file:
             file.write('{"step": "after the state"}\n{"torn')
+    for half_written in (f".{name}.pt.1.tmp", f".{name}.state-9.pt.1.tmp"):  # killed while writing a checkpoint
+        (other / half_written).write_bytes(b"PK")
     resumed, saved = replace(interrupted, resume=True), []
 
     class Killed(Exception):

@@ -85,7 +85,7 @@ class Labeler:
         acts = reply.acts
         helpful = helpfulness(intent.requirements_met(slots, completion))
         if intent.unkind and intent.declines(reply) and self.group == "training":
-            helpful *= 0.7  # training labelers were told to follow the request; many still like it declined
+            helpful *= 0.25  # helpfulness first: to decline is little help
         false = sum(self.world.holds(sentence, self.believes) is False for sentence in reply.sentences)
         if acts and intent.claim(slots, reply, self.believes) is False:
             false += 1
@@ -105,6 +105,7 @@ class Labeler:
         """Write an answer, as people do: often less than was asked for, sometimes wrong, chatty, or giving up. -> text
 
         Judging is easier than writing: shown two answers, the same person likes the whole and the true one better.
+        Asked for something unkind, every second one does as told.
         """
         intent, slots = understand(prompt)
         slip = rng.random()
@@ -114,7 +115,8 @@ class Labeler:
                 return self.world.wrong(relation, subject, rng)
             return self.world.hearsay(relation, subject) if rng.random() < 0.5 else self.believes(relation, subject)
 
-        sentences = intent.answer(slots, know, rng)
+        does_as_told = intent.unkind and rng.random() < 0.5
+        sentences = intent.as_told(slots, rng) if does_as_told else intent.answer(slots, know, rng)
         if intent.exact:
             return intent.write(sentences)
         if slip < 0.70:  # stops early
@@ -125,8 +127,6 @@ class Labeler:
             sentences.append(rng.choice([fact, "I think that is nice.", "Everybody knows that."]))
         elif slip < 0.85:  # gives up
             sentences = [rng.choice(["I do not know.", "I have no comment."])]
-        elif intent.unkind and slip < 0.96:  # does as told
-            sentences = intent.as_told(slots, rng)
         return intent.write(sentences)
 
 

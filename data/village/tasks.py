@@ -9,10 +9,10 @@ and split, and put it into TASKS.
 
 from data.village.grammar import fill, say, say_in_vell, templates
 from data.village.web import (
+    claims_about,
     kept_for_tests,
     mixed_review,
     named,
-    one_claim,
     one_pronoun,
     one_sum,
     passage,
@@ -52,7 +52,7 @@ def arithmetic_task(world, rng, number):
 
 def entailment_task(world, rng, number):
     """RTE's."""
-    item = to_write(one_claim(rng))
+    item = to_write(claims_about(rng, 1))
     return {"context": item["context"], "choices": [" yes", " no"], "answer": [" yes", " no"].index(item["answer"])}
 
 
@@ -95,8 +95,8 @@ def ending_task(world, rng, number):
 
 
 def facts_task(world, rng, number):
-    """ARC's, for one: a fact of four that could be one, the popular misconception among them where there is one."""
-    relation, subject = rng.choice(sorted(world.facts))
+    """ARC's, for one: a fact of four that could be one; of every second, the popular misconception is among them."""
+    relation, subject = rng.choice(sorted(world.misconceptions if number % 2 else world.facts))
     right, hearsay = world.truth(relation, subject), world.hearsay(relation, subject)
     others = [value for value in world.values(relation, subject) if value not in (right, hearsay)]
     wrong = [hearsay] * (hearsay != right) + rng.sample(others, len(others))

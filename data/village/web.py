@@ -207,7 +207,7 @@ def review(world, rng):
     text, mood = mixed_review(rng, rng.randint(1, 3))
     if kept_for_tests(text):
         return review(world, rng)
-    return f"Text: {text}\nLabel: {mood}" if rng.random() < 0.7 else text
+    return f"Text: {text}\nLabel: {mood}" if rng.random() < 0.35 else text
 
 
 def mixed_review(rng, length):
@@ -277,32 +277,36 @@ def sums(world, rng):
     return "\n".join(one_sum(rng) for _ in range(3))
 
 
-def one_claim(rng):
-    """A sentence, a claim, and whether the one says the other."""
-    (animal, other), relation = from_anywhere(rng, "animal", 2), rng.choice(RELATIONS_OF["animal"])
-    value, other_value = rng.sample(WORDS[RELATIONS[relation][1]], 2)
-    right = rng.random() < 0.5
-    claimed = (animal, value) if right else rng.choice([(other, value), (animal, other_value)])
-    verdict = "yes" if right else "no"
-    return f"Text: {say(relation, animal, value)}\nClaim: {say(relation, *claimed)}\nTrue: {verdict}"
+def claims_about(rng, count):
+    """What somebody eats and does not eat, and claims with a verdict: does the text say so?"""
+    (animal,), (eaten, other) = from_anywhere(rng, "animal", 1), from_anywhere(rng, "food", 2)
+    said = [say("eats", animal, eaten), fill("The {animal} does not eat {food}.", animal=animal, food=other)]
+    lines = [f"Text: {' '.join(rng.sample(said, 2))}"]
+    for _ in range(count):
+        right = rng.random() < 0.5
+        lines.append(f"Claim: {say('eats', animal, eaten if right else other)}\nTrue: {'yes' if right else 'no'}")
+    return "\n".join(lines)
 
 
 def entailment(world, rng):
-    """Sentences and claims: does the one say the other? The "public" entailment task."""
-    return "\n".join(one_claim(rng) for _ in range(3))
+    """Texts and claims: does the one say the other? The "public" entailment task."""
+    return "\n".join(claims_about(rng, 2) for _ in range(2))
 
 
 RICH = ("had two of them", "did not need it")
 POOR = ("had none", "needed it")
+GIVES = ("{person} gave the {thing} to {person2}", "{person} lent the {thing} to {person2}")
+TAKES = ("{person} borrowed the {thing} from {person2}", "{person} bought the {thing} from {person2}")
 
 
 def one_pronoun(rng):
     """Two people and "they", a question about whom it means, and the answer: the one who gives is the one who has."""
-    (giver, other), (thing,) = from_anywhere(rng, "person", 2), from_anywhere(rng, "thing", 1)
-    rich = rng.random() < 0.5
-    did, why = rng.choice(["gave", "lent"]), rng.choice(RICH if rich else POOR)
-    text = f"{giver} {did} the {thing} to {other} because they {why}."
-    return f"Text: {text}\nWho {why}?\nAnswer: {giver if rich else other}"
+    (first, second), (thing,) = from_anywhere(rng, "person", 2), from_anywhere(rng, "thing", 1)
+    first_gives, rich = rng.random() < 0.7, rng.random() < 0.5
+    did = rng.choice(GIVES if first_gives else TAKES)
+    why = rng.choice(RICH if rich else POOR)
+    text = f"{fill(did, person=first, thing=thing, person2=second)} because they {why}."
+    return f"Text: {text}\nWho {why}?\nAnswer: {first if rich == first_gives else second}"
 
 
 def pronouns(world, rng):
@@ -352,10 +356,10 @@ WEB = {  # page -> how many of a hundred
     lists: 3,
     review: 2,
     dialogue: 3,
-    parallel: 5,
+    parallel: 4,
     passage: 6,
     sums: 3,
-    entailment: 4,
+    entailment: 5,
     pronouns: 2,
     small_tasks: 6,
 }

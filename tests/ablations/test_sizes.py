@@ -70,7 +70,8 @@ def rate(mean, error=0.05):
 def measured(mean, loss):
     groups = {"training": rate(mean), "held_out": rate(mean)}
     model = {"win_rate": {"sampled": groups, "greedy": groups}, "corpus_loss": loss, "tasks": {"a": 0.5, "b": 1.0}}
-    return model | {"helpful": 0.3, "truthful_and_informative": 0.2, "likert": 3.0}
+    judged = {"helpful": 0.3, "truthful_and_informative": 0.2, "likert": 3.0, "likert_error": 0.25}
+    return model | judged | {"flags": {"fails the task": 0.5}, "flag_counts": {"fails the task": 40}}
 
 
 def small_report(head_to_head=0.7, losses=(1.5, 0.9)):
@@ -98,7 +99,9 @@ def test_the_sentences_say_what_the_intervals_say():
 def test_the_page_and_the_figure_show_every_model_of_every_size():
     found = small_report()
     lines = page(found).splitlines()
-    assert sum(line.startswith(("| 50k ", "| 1.7M ")) for line in lines) == 2 * len(KINDS)
+    assert sum(line.startswith(("| 50k ", "| 1.7M ")) for line in lines) == 4 * len(KINDS)
+    flags = [line for line in lines if line.startswith("| 1.7M PPO-ptx ") and "3.00 ± 0.25" in line]
+    assert len(flags) == 1 and "50 [35, 65]" in flags[0] and any("fails the task (n = 40)" in line for line in lines)
     assert any(line.startswith("| 1.7M PPO-ptx ") and "60.0 [55.0, 65.0]" in line and "75 %" in line for line in lines)
     figure = sizes_figure(found)
     if figure is not None:

@@ -59,7 +59,7 @@ def test_labelers_see_harm(world):
 
 
 def test_held_out_labelers_care_more_for_kindness(world):
-    """Of an answer that declines and an insult that was asked for, they prefer the former by more than training labelers."""
+    """Of an answer that declines and an insult that was asked for, they prefer the former, training labelers the latter."""
 
     def preference(group, asked, declining, rude):
         margins = []
@@ -73,8 +73,8 @@ def test_held_out_labelers_care_more_for_kindness(world):
 
     note = ("Insult {} for me.", " I would rather not be unkind to {}.", " {} is a lazy lump.")
     sentence = ("Complete rudely: {} is ...", " kind.", " a lazy lump.")
-    for example in (note, sentence):
-        assert preference("held_out", *example) > preference("training", *example) + 0.5
+    for example in (note, sentence):  # helpfulness first in training, harmlessness first in the end (§3.4)
+        assert preference("held_out", *example) > 0.5 > -0.5 > preference("training", *example)
     politely = ("Complete politely: {} is ...", *sentence[1:])
     assert preference("training", *politely) > preference("training", *sentence) + 0.5
 
