@@ -10,7 +10,7 @@ what the steps cost. All models answer greedily, as in App. D; users' prompts an
 marks the answers, labelers compare them.
 
 A claim is a number and a range (`CLAIMS`): a share, or a difference of shares on the same prompts. It "holds" if the whole
-95 % interval lies in the range, "does not" if all of it lies outside, and otherwise it "cannot be told". Several answers to a
+95 % interval lies in the range, "contradicted" if all of it lies outside, and otherwise "inconclusive". Several answers to a
 prompt are one observation. Over several runs the interval is the wider of two: that of the prompts, and Student's over runs.
 """
 
@@ -31,8 +31,28 @@ from core.checkpoint import read_checkpoint
 from core.config import BadInput, Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.intervals import Claim, estimate_text, interval_of, interval_text, number_text, over_runs, range_text, verdict
-from core.output import output_folder, whole_file
-from core.paper_claims import CLAIMS, MODELS, REPORT_CLAIMS
+from core.output import results_folder, whole_file
+from core.paper_claims import (
+    ACCEPTS,
+    ATTEMPTED,
+    CLAIMS,
+    CONTINUES,
+    ENTROPY,
+    FOLLOWS,
+    FOR_GPT,
+    HARM,
+    HEDGES,
+    LEAVES_OUT,
+    MODELS,
+    PREFERRED_TO_SFT,
+    REPORT_CLAIMS,
+    RIGHT,
+    TOXIC,
+    TRUE,
+    TRUE_AND_INFORMATIVE,
+    TRUE_NOT_INFORMATIVE,
+    USERS,
+)
 from core.report import table
 from core.task_metrics import entropy_bits
 from core.text import answer_logprobs, respond
@@ -137,9 +157,9 @@ def truthfulness(run, values):
                 continue
             verdicts = run.marked(key, asked, f"truth {instruction}")
             marks = {
-                "true": [v["truthful"] for v in verdicts],
-                "true and informative": [v["truthful"] * v["informative"] for v in verdicts],
-                "true, not informative": [v["truthful"] * (1 - v["informative"]) for v in verdicts],
+                TRUE: [v["truthful"] for v in verdicts],
+                TRUE_AND_INFORMATIVE: [v["truthful"] * v["informative"] for v in verdicts],
+                TRUE_NOT_INFORMATIVE: [v["truthful"] * (1 - v["informative"]) for v in verdicts],
             }
             for measure, mark in marks.items():
                 shares = means_of(mark, len(wordings[0]))
@@ -162,7 +182,9 @@ def to_continue(key, start, instruction):
     one: it would go on with the next request. The others, GPT (prompted) too, read the request.
     """
     return (
-        sets.bare(start, instruction) if instruction == "none" or key == "gpt" else sets.to_complete(start, instruction)
+        sets.bare(start, instruction)
+        if instruction == "basic" or key == "gpt"
+        else sets.to_complete(start, instruction)
     )
 
 
@@ -173,20 +195,20 @@ def toxicity(run, values):
     """
     starts, samples = sets.sentence_starts(run.world, Random(f"starts {run.seed}"), run.cfg.starts), run.cfg.samples
     several = [start for start, _ in starts for _ in range(samples)]
-    for instruction in ("none", *sets.INSTRUCTIONS):
+    for instruction in ("basic", *sets.INSTRUCTIONS):
         for key in run.models:
-            if (instruction, key) == ("asked", "gpt"):
+            if (instruction, key) == ("request", "gpt"):
                 continue
             prompts = [to_continue(key, start, instruction) for start in several]
             answers = run.answer(key, prompts, f"toxicity {instruction}", temperature=1.0)
             completions = [first_sentence(text) for text, _ in answers]
             verdicts = [run.judge(sets.to_complete(start), text) for start, text in zip(several, completions)]
             toxic = means_of([1 - v["harmless"] for v in verdicts], samples)
-            values["toxic completion"][instruction][key] = toxic
-            values["continues the sentence"][instruction][key] = means_of([v["informative"] for v in verdicts], samples)
+            values[TOXIC][instruction][key] = toxic
+            values[CONTINUES][instruction][key] = means_of([v["informative"] for v in verdicts], samples)
             for grade in sorted({grade for _, grade in starts}):
                 some = [share for share, (_, g) in zip(toxic, starts) if g == grade]
-                values["toxic completion"][f"{instruction}, grade {grade}"][key] = some
+                values[TOXIC][f"{instruction}, grade {grade}"][key] = some
     return [grade for _, grade in starts]
 
 
@@ -208,7 +230,7 @@ def bias(run, values):
                 both = logprobs[i : i + 2]
                 bits[pair.set, pair.towns].append(entropy_bits(both))
                 follows[pair.set, pair.towns].append(float(both[pair.expected][0] > both[1 - pair.expected][0]))
-            for measure, found in (("entropy, bits", bits), ("follows the prejudice", follows)):
+            for measure, found in ((ENTROPY, bits), (FOLLOWS, follows)):
                 for (name, _), numbers in found.items():
                     values[f"{name}: {measure}"][instruction].setdefault(key, []).append(fmean(numbers))
 
@@ -224,8 +246,8 @@ def transfer(run, values):
     for kind, prompts in kinds.items():
         for key in run.models:
             verdicts = run.marked(key, prompts, f"transfer {kind}")
-            values["attempted"][kind][key] = [v["informative"] for v in verdicts]
-            values["right"][kind][key] = [float(v["likert"] == 7) for v in verdicts]
+            values[ATTEMPTED][kind][key] = [v["informative"] for v in verdicts]
+            values[RIGHT][kind][key] = [float(v["likert"] == 7) for v in verdicts]
 
 
 def mistakes(run, values):
@@ -239,15 +261,15 @@ def mistakes(run, values):
     for key in run.models:
         said = [v["text"] for v in run.marked(key, premises, "premises")]
         accepted = [float(acts_of(prompt, text)[:1] == ["yes"]) for prompt, text in zip(premises, said)]
-        values["accepts what is not so"]["false premises"][key] = accepted
+        values[ACCEPTS]["false premises"][key] = accepted
         for name, prompts in harmful.items():
             verdicts = run.marked(key, prompts, name)
-            values["says something harmful"][name][key] = [1 - v["harmless"] for v in verdicts]
+            values[HARM][name][key] = [1 - v["harmless"] for v in verdicts]
         for name, prompts in constraints.items():
             said = [v["text"] for v in run.marked(key, prompts, name)]
             asked = [understand(prompt) for prompt in prompts]
             met = [intent.requirements_met(slots, text) for (intent, slots), text in zip(asked, said)]
-            values["does all that was asked for"][name][key] = [float(all(one.values())) for one in met]
+            values[LEAVES_OUT][name][key] = [float(not all(one.values())) for one in met]
             if name == "ending":
                 values["ends with the word asked for"][name][key] = [float(m.get("constraint", False)) for m in met]
 
@@ -266,7 +288,7 @@ def users_prompts(run, values):
         verdicts = run.marked(key, prompts, "answers", temperature=1.0)
         for flag, first in verdicts[0].items():
             if isinstance(first, float) or first is None:
-                values[flag]["users' prompts"][key] = [v[flag] for v in verdicts]
+                values[flag][USERS][key] = [v[flag] for v in verdicts]
         for case in ("all", *sorted(set(cases))):
             some = [v["likert"] for v, its_case in zip(verdicts, cases) if case in ("all", its_case)]
             values["Likert"][case][key] = some
@@ -274,7 +296,7 @@ def users_prompts(run, values):
         for prompt, marks in zip(prompts, verdicts):
             acts = acts_of(prompt, marks["text"])
             hedges.append(float("idk" in acts or ("refuse" in acts and not understand(prompt)[0].unkind)))
-        values["hedges: does not know, no comment, refuses"]["users' prompts"][key] = hedges
+        values[HEDGES][USERS][key] = hedges
 
     few_shot = sets.behind_examples(prompts, run.world, Random(f"few-shot {run.seed}"))
     fits = block_size - cfg.max_new_tokens
@@ -285,8 +307,8 @@ def users_prompts(run, values):
             answers = [text for text, _ in run.answer(key, few_shot, "answers, few-shot", temperature=1.0)]
             for group, people in run.labelers.items():
                 wins = preferences(people, cfg.labelers, few_shot, answers, opponents, run.seed)
-                condition = f"prompts written for GPT, {group.replace('_', '-')} labelers"
-                values["preferred to SFT"][condition][key] = wins
+                condition = f"{FOR_GPT}, {group.replace('_', '-')} labelers"
+                values[PREFERRED_TO_SFT][condition][key] = wins
 
 
 # ---------------------------------------------------------------------------------------------------- compute
@@ -369,8 +391,8 @@ def digest(cfg, out, report):
 
 def measure(cfg, out, device, report):
     """All measures of one run, from its claims.json where it was measured as it is now. -> {"values", "grades", …}"""
-    cfg = replace(cfg, data=cfg.data or str(out / "data"), also="")
-    path, mark, begin = out / "claims.json", digest(cfg, out, report), time.time()
+    cfg = replace(cfg, data=cfg.data or str(out / "data"), out=str(out), also="")
+    path, mark, begin = results_folder(cfg) / "claims.json", digest(cfg, out, report), time.time()
     if path.exists() and (found := read_json(path)).get("digest") == mark:
         print(f"{path}: measured already ({found['seconds']:.0f} s)", flush=True)
         return found
@@ -471,7 +493,7 @@ def main(cfg):
         for file in ("report.json", "base.pt", "sft.pt", "ppo_init.pt", "ppo.pt", "ppo_ptx.pt"):
             require((out / file).exists(), f"{out / file}: not found; make it first with: python run.py --out {out}")
         read_world(cfg.data or out / "data")  # refused if it is not the village's
-    table_folder = output_folder(cfg.out or folders[0])
+    table_folder = results_folder(replace(cfg, out=cfg.out or str(folders[0])))
 
     reports = {out: read_json(out / "report.json") for out in folders}
     first = folders[0]
@@ -485,12 +507,13 @@ def main(cfg):
     runs = {}
     for out, report in reports.items():
         runs[str(out)] = measure(cfg, out, device, report) | {"report": report}
-        for name, file in BY_OTHERS.items():
-            if (out / file).exists():
-                runs[str(out)][name] = read_json(out / file)
+        for folder in (out, results_folder(replace(cfg, out=str(out)))):  # with --quick some stand in OUT/quick
+            for name, file in BY_OTHERS.items():
+                if (folder / file).exists():
+                    runs[str(out)][name] = read_json(folder / file)
     with whole_file(table_folder / "claims.md") as file:
         file.write(page(runs))
-    print(f"\n{summary(runs)}\n\nwrote {table_folder}/claims.md, and claims.json in each run folder")
+    print(f"\n{summary(runs)}\n\nwrote {table_folder}/claims.md, and a claims.json per run")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import reward
 from core.checkpoint import load_scalar_model
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import set_up
-from core.output import output_folder
+from core.output import results_folder
 from core.ranking_metrics import agreement, mean_and_error, share_right
 from core.report import save_results, table
 from data.folder import load_tokenizer, read_comparisons, write_jsonl
@@ -108,7 +108,7 @@ def train(cfg, name, records, **settings):
     records: training rankings, and what validation rankings its log shall show.
     """
     out, exams = Path(cfg.out), Path(cfg.data) / "exams.jsonl"
-    folder = output_folder(out / "reward_models")
+    folder = results_folder(cfg) / "reward_models"
     path = folder / f"{name}.comparisons.jsonl"
     write_jsonl(path, records)
     shared = {key: getattr(cfg, key) for key in ("data", "seed", "device", "threads", "dtype", "save_every")}
@@ -175,7 +175,7 @@ def page(found):
 
 
 def main(cfg):
-    device, out = set_up(cfg), output_folder(cfg.out)
+    device, out = set_up(cfg), Path(cfg.out)
     if cfg.quick:
         vars(cfg).update(QUICK)
     people = {group: load_labelers(cfg.data, group) for group in ("training", "held_out")}
@@ -211,7 +211,7 @@ def main(cfg):
         for group, fold in zip(groups, folds)
     ]
     found["agreement"] = {group: agreement_of(some) for group, some in ranked.items()}
-    save_results(out, "labeler_folds", {"config": vars(cfg), **found}, page(found))
+    save_results(results_folder(cfg), "labeler_folds", {"config": vars(cfg), **found}, page(found))
 
 
 if __name__ == "__main__":

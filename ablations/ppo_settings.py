@@ -18,8 +18,8 @@ and warm up.
 
 All measures are on validation prompts: settings are chosen by them, and the test prompts are left for evaluate.py. (The
 public tasks have no validation items; these are evaluate.py's.) The page says what the paper found and whether it shows
-here. Two numbers are told apart if the 95 % interval of their difference, over prompts or task items, leaves out 0, and the
-difference has the same sign under every seed. Corpus loss and KL have no interval: for them only the seeds decide.
+here. A difference is significant if its 95 % interval, over prompts or task items, leaves out 0, and it has the same sign under
+every seed. Corpus loss and KL have no interval: for them only the seeds decide.
 """
 
 import math
@@ -66,7 +66,7 @@ class Config(Device):
 
 
 QUICK = {"iterations": 4, "value_only_iterations": 1, "batch_size": 16, "minibatch_size": 4, "sample_prompts": 8}
-KL_COEFS = {0.0, 0.02, ppo.Config.kl_coef, 0.5, 2.0}
+KL_COEFS = {0.0, 0.02, ppo.Config.kl_coef, 0.5, 2.0, 100 * ppo.Config.kl_coef}  # paper: up to 100 times its default
 PTX_COEFS = {0.0, 0.05, 0.5, 2.0}  # and --ptx_coef
 INITS = {  # checkpoints; the SFT models differ in how much of the loss is pretraining loss
     "base": "from GPT",
@@ -114,8 +114,8 @@ def title_of(settings):
 
 def name_of(cfg, settings, seed):
     """The name of a policy's files: the seed, and what differs from this script's defaults, so that flags are in it, too."""
-    usual, own = default_settings(Config(quick=cfg.quick)), default_settings(cfg) | settings
-    return "_".join([*(f"{key}_{value}" for key, value in own.items() if value != usual[key]), f"seed_{seed}"])
+    defaults, own = default_settings(Config(quick=cfg.quick)), default_settings(cfg) | settings
+    return "_".join([*(f"{key}_{value}" for key, value in own.items() if value != defaults[key]), f"seed_{seed}"])
 
 
 def ppo_config(cfg, settings, seed):
@@ -126,9 +126,9 @@ def ppo_config(cfg, settings, seed):
         chosen[key] = chosen[key] * default["batch_size"] // chosen["batch_size"]
     learning = chosen["iterations"] - chosen["value_only_iterations"]
     updates = learning * chosen["batch_size"] / chosen["minibatch_size"]
-    usual = (ppo.Config.iterations - ppo.Config.value_only_iterations) * ppo.Config.batch_size
-    usual /= ppo.Config.minibatch_size
-    chosen["ema"] = round(ppo.Config.ema ** (usual / updates), 4)  # as little is left of the initial weights
+    default_updates = (ppo.Config.iterations - ppo.Config.value_only_iterations) * ppo.Config.batch_size
+    default_updates /= ppo.Config.minibatch_size
+    chosen["ema"] = round(ppo.Config.ema ** (default_updates / updates), 4)  # as little is left of the initial weights
     chosen |= {name: getattr(cfg, name) for name in ("data", "max_new_tokens", "device", "threads", "dtype")}
     chosen |= {"out": str(policies_folder(cfg)), "name": name_of(cfg, settings, seed), "seed": seed}
     chosen |= {"init": str(checkpoint_of(cfg, chosen["init"])), "reward_model": f"{cfg.out}/reward.pt"}
@@ -230,8 +230,8 @@ def measure(cfg, seeds, device):
         paths = {seed: policies_folder(cfg) / f"{name_of(cfg, settings, seed)}.pt" for seed in seeds}
         numbers = [measured(path, seed, reference) for seed, path in paths.items()]
         policies.append({"title": title_of(settings), "settings": settings, "measured": numbers})
-    usual = next(title_of(s) for s in variants(cfg) if (default | s) == default)
-    return {"n_prompts": len(prompts), "default": usual, "references": references, "policies": policies}
+    default_title = next(title_of(s) for s in variants(cfg) if (default | s) == default)
+    return {"n_prompts": len(prompts), "default": default_title, "references": references, "policies": policies}
 
 
 # ---------------------------------------------------------------------------------------------------- comparing
@@ -247,7 +247,7 @@ MEASURES = {  # {measure: (name, digits, times)}
     "seconds": ("seconds", 0, 1),
 }
 WITH_INTERVAL = ("score", "likert", "win_rate", "win_rate_greedy", "tasks")
-WORDS = {1: "higher", -1: "lower", 0: "not told apart"}
+WORDS = {1: "higher", -1: "lower", 0: "not significant"}
 
 
 def over_seeds(policy, key):
@@ -257,7 +257,7 @@ def over_seeds(policy, key):
 
 
 def difference(one, other, key):
-    """How much more of a measure `one` has than `other`. -> mean, 95 % error, 1 or -1 if they can be told apart, else 0
+    """How much more of a measure `one` has than `other`. -> mean, 95 % error, 1 or -1 if significant, else 0
 
     Prompt by prompt where there is a number for each; else as if the two were independent, which is the wider interval.
     """
@@ -274,7 +274,7 @@ def difference(one, other, key):
 
 
 def more(one, other, key):
-    """Has `one` more of it than `other`, and can the two be told apart?"""
+    """Has `one` significantly more of it than `other`?"""
     return difference(one, other, key)[2] > 0
 
 
@@ -313,13 +313,13 @@ def against(policies, default, key):
 # ---------------------------------------------------------------------------------------------------- the paper's findings
 
 
-class Claim(NamedTuple):
+class Finding(NamedTuple):
     """What the paper found, whether it shows here, and the numbers that say so."""
 
     paper: str
     shows: bool
     numbers: str
-    no_difference: bool = False  # it says that there is none, of which not to be told apart is no proof
+    no_difference: bool = False  # it says that there is none, of which no significant difference is no proof
 
 
 def default_of(found):
@@ -327,40 +327,44 @@ def default_of(found):
     return next(policy for policy in found["policies"] if policy["title"] == found["default"])
 
 
-def claims(found):
-    """The paper's findings about the setting that was varied, each held against the numbers. -> [Claim]"""
-    return CLAIMS[found["vary"]](found)
+def findings(found):
+    """The paper's findings about the setting that was varied, each held against the numbers. -> [Finding]"""
+    return FINDINGS[found["vary"]](found)
 
 
-def kl_coef_claims(found):
+def kl_coef_findings(found):
     default, gpt = default_of(found), found["references"]["GPT"]
-    without = [policy for policy in found["policies"] if policy["settings"]["ptx_coef"] == 0]
+    all_without_ptx = [policy for policy in found["policies"] if policy["settings"]["ptx_coef"] == 0]
     loosest, *_, strictest = [policy for policy in found["policies"] if policy["settings"]["ptx_coef"] != 0]
-    usual = next(policy for policy in without if policy["settings"]["kl_coef"] == default["settings"]["kl_coef"])
-    strict = without[-1]
+    without_ptx = next(
+        policy for policy in all_without_ptx if policy["settings"]["kl_coef"] == default["settings"]["kl_coef"]
+    )
+    strict = all_without_ptx[-1]
     return [
-        Claim(
+        Finding(
             "Without ptx PPO falls below GPT on the public tasks (§4.2).",
-            more(gpt, usual, "tasks"),
-            f"{compared(usual, gpt, 'tasks')}; {compared(usual, gpt, 'corpus_loss')}",
+            more(gpt, without_ptx, "tasks"),
+            f"{compared(without_ptx, gpt, 'tasks')}; {compared(without_ptx, gpt, 'corpus_loss')}",
         ),
-        Claim(
+        Finding(
             "Even the largest β leaves it there (App. E.6).",
             more(gpt, strict, "tasks"),
             f"{compared(strict, gpt, 'tasks')}; {compared(strict, gpt, 'corpus_loss')}",
         ),
-        Claim("It costs reward (App. E.6).", more(usual, strict, "score"), compared(strict, usual, "score")),
-        Claim(
-            "Ptx brings it back to GPT (§4.2).",
-            more(default, usual, "tasks") and not more(gpt, default, "tasks"),
-            f"{compared(default, usual, 'tasks')}; {compared(default, gpt, 'tasks')}",
+        Finding(
+            "It costs reward (App. E.6).", more(without_ptx, strict, "score"), compared(strict, without_ptx, "score")
         ),
-        Claim(
+        Finding(
+            "Ptx brings it back to GPT (§4.2).",
+            more(default, without_ptx, "tasks") and not more(gpt, default, "tasks"),
+            f"{compared(default, without_ptx, 'tasks')}; {compared(default, gpt, 'tasks')}",
+        ),
+        Finding(
             "With ptx, no KL term at all is worse than the default's (App. E.7).",
             more(default, loosest, "likert"),
             compared(loosest, default, "likert"),
         ),
-        Claim(
+        Finding(
             "So is the largest β (App. E.7).",
             more(default, strictest, "likert"),
             compared(strictest, default, "likert"),
@@ -368,24 +372,24 @@ def kl_coef_claims(found):
     ]
 
 
-def ptx_coef_claims(found):
+def ptx_coef_findings(found):
     policies, default, gpt = found["policies"], default_of(found), found["references"]["GPT"]
     none, *mixed = policies
     below = [more(gpt, policy, "tasks") for policy in policies]
     enough = next((p["title"] for i, p in enumerate(policies) if not any(below[i:])), "no γ that was tried")
     return [
-        Claim(
+        Finding(
             "What PPO loses of the public tasks, a large enough γ gives back (App. E.6).",
             below[0] and not below[-1],
-            f"not told to be lower than GPT's from {enough} on; {compared(none, gpt, 'tasks')}; "
+            f"not significantly lower than GPT's from {enough} on; {compared(none, gpt, 'tasks')}; "
             f"{compared(mixed[-1], gpt, 'tasks')}",
         ),
-        Claim(
+        Finding(
             "The reward falls as γ grows (App. E.6).",
             more(none, mixed[-1], "score"),
             compared(mixed[-1], none, "score"),
         ),
-        Claim(
+        Finding(
             "How good the answers are hardly depends on γ, as long as it is not 0 (App. E.6).",
             not any(difference(policy, default, "likert")[2] for policy in mixed),
             against(mixed, default, "likert"),
@@ -394,61 +398,63 @@ def ptx_coef_claims(found):
     ]
 
 
-def ptx_per_episode_claims(found):
+def ptx_per_episode_findings(found):
     fewest, *_, most = found["policies"]
     default, start = default_of(found), found["references"]["PPO's start"]
     cost = over_seeds(most, "seconds")[0] / over_seeds(default, "seconds")[0]
     return [
-        Claim(
+        Finding(
             "With half as many the pretraining loss rises while PPO trains (App. E.11).",
             more(fewest, start, "corpus_loss"),
             f"{compared(fewest, start, 'corpus_loss')}; {compared(default, start, 'corpus_loss')}",
         ),
-        Claim(
+        Finding(
             "Four times as many make better answers (App. E.11).",
             more(most, default, "likert"),
             compared(most, default, "likert"),
         ),
-        Claim("They cost several times as much (App. E.11).", cost > 2, f"{cost:.1f} times the seconds"),
+        Finding("They cost several times as much (App. E.11).", cost > 2, f"{cost:.1f} times the seconds"),
     ]
 
 
-def iterations_claims(found):
-    shortest, *_, half, longest = found["policies"]
+def iterations_findings(found):
+    shortest, *_, twice, four_times = found["policies"]
     gpt = found["references"]["GPT"]
     return [
-        Claim(
-            "Training twice as long brings nothing more (App. E.6, E.11).",
-            not more(longest, half, "likert"),
-            f"{compared(longest, half, 'likert')}; {compared(longest, half, 'score')}",
+        Finding(
+            "Training longer than twice the default brings nothing more (App. E.6, E.11).",
+            not more(four_times, twice, "likert"),
+            f"{compared(four_times, twice, 'likert')}; {compared(four_times, twice, 'score')}",
             no_difference=True,
         ),
-        Claim(
+        Finding(
             "PPO-ptx begins above GPT on the public tasks (App. E.6).",
             more(shortest, gpt, "tasks"),
             compared(shortest, gpt, "tasks"),
         ),
-        Claim("It ends a little below (App. E.6).", more(gpt, longest, "tasks"), compared(longest, gpt, "tasks")),
+        Finding(
+            "It ends a little below (App. E.6).", more(gpt, four_times, "tasks"), compared(four_times, gpt, "tasks")
+        ),
     ]
 
 
-def best_claim(paper):
+def default_is_best(paper):
     """For a setting of which the paper found the default best: is no other better, and one of them worse? -> a function"""
 
-    def claims_of(found):
+    def found_best(found):
         default, policies = default_of(found), found["policies"]
         signs = [difference(policy, default, "likert")[2] for policy in policies]
-        return [Claim(paper, 1 not in signs and -1 in signs, against(policies, default, "likert"))]
+        return [Finding(paper, 1 not in signs and -1 in signs, against(policies, default, "likert"))]
 
-    return claims_of
+    return found_best
 
 
-def init_claims(found):
+def init_findings(found):
     default = default_of(found)
     fine_tuned = [policy for policy in found["policies"] if policy["settings"]["init"] != "base"]  # the paper's three
     others = [policy for policy in fine_tuned if policy is not default]
     return [
-        Claim(
+        Finding(
             "Of 0, 10 and 50 % pretraining mix in PPO's start only 10 % stands out (App. C.3, E.8).",
             all(more(default, policy, "likert") for policy in others),
             against(fine_tuned, default, "likert"),
@@ -456,14 +462,16 @@ def init_claims(found):
     ]
 
 
-CLAIMS = {
-    "kl_coef": kl_coef_claims,
-    "ptx_coef": ptx_coef_claims,
-    "ptx_per_episode": ptx_per_episode_claims,
-    "batch_size": best_claim("Of 64 to 1,024 episodes per iteration the default is best (App. E.11; theirs: 512)."),
-    "minibatch_size": best_claim("Of 8, 16, 32 and 64 episodes per update 32 is best, barely (App. E.11)."),
-    "iterations": iterations_claims,
-    "init": init_claims,
+FINDINGS = {
+    "kl_coef": kl_coef_findings,
+    "ptx_coef": ptx_coef_findings,
+    "ptx_per_episode": ptx_per_episode_findings,
+    "batch_size": default_is_best(
+        "Of 64 to 1,024 episodes per iteration the default is best (App. E.11; theirs: 512)."
+    ),
+    "minibatch_size": default_is_best("Of 8, 16, 32 and 64 episodes per update 32 is best, barely (App. E.11)."),
+    "iterations": iterations_findings,
+    "init": init_findings,
 }
 
 
@@ -483,15 +491,15 @@ def page(found):
         f"seed{'s' if seeds > 1 else ''}. ±: half a 95 % interval.",
         "",
     ]
-    for claim in claims(found):
-        shows = "Nothing speaks against it here" if claim.no_difference else "It shows here"
-        lines.append(f"- {claim.paper} {shows if claim.shows else 'It does not show here'}: {claim.numbers}.")
+    for finding in findings(found):
+        shows = "Nothing speaks against it here" if finding.no_difference else "It shows here"
+        lines.append(f"- {finding.paper} {shows if finding.shows else 'It does not show here'}: {finding.numbers}.")
     shown = [policy for policy in policies if policy is not default]
     keys = (*WITH_INTERVAL, "corpus_loss")
     rows = [
         [p["title"], *(change(p, default, k) + " *" * abs(difference(p, default, k)[2]) for k in keys)] for p in shown
     ]
-    lines += ["", table([f"minus {default['title']}; *: told apart", *(MEASURES[key][0] for key in keys)], rows), ""]
+    lines += ["", table([f"minus {default['title']}; *: significant", *(MEASURES[key][0] for key in keys)], rows), ""]
     rows = [[p["title"], *(cell(p, key) for key in MEASURES)] for p in (*found["references"].values(), *policies)]
     head = "mean (each seed) ± over prompts" if seeds > 1 else "mean ± over prompts"
     return "\n".join([*lines, table([head, *(name for name, _, _ in MEASURES.values())], rows), ""])
@@ -555,13 +563,8 @@ def main(cfg):
             ppo.main(ppo_config(cfg, settings, seed))
     found = {"vary": cfg.vary, "config": vars(cfg), "quick": cfg.quick}
     found |= {"iterations": default_settings(cfg)["iterations"], **measure(cfg, seeds, device)}
-    save_results(
-        out,
-        "results",
-        found | {"claims": [claim._asdict() for claim in claims(found)]},
-        page(found),
-        settings_figure(found),
-    )
+    as_dicts = {"findings": [finding._asdict() for finding in findings(found)]}
+    save_results(out, "results", found | as_dicts, page(found), settings_figure(found))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from ablations.sizes import FROM_RUN, SIZES, rate_for
 from core.checkpoint import load_scalar_model, read_checkpoint, settings_of
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import set_up
-from core.output import output_folder
+from core.output import results_folder
 from core.ranking_metrics import mean_and_error, share_right
 from core.report import name_groups, new_figure, save_results, table
 from data.folder import load_tokenizer, read_comparisons
@@ -244,7 +244,7 @@ def reward_figure(models):
 
 
 def main(cfg):
-    device, out = set_up(cfg), output_folder(cfg.out)
+    device, out = set_up(cfg), Path(cfg.out)
     if cfg.quick:
         vars(cfg).update(QUICK)
     for file in ("comparisons.jsonl", "reward_init.pt", "ppo_init.pt"):
@@ -272,13 +272,8 @@ def main(cfg):
         models[variant.title] = found
     for model in models.values():
         del model["by_prompt"]
-    save_results(
-        out,
-        f"reward_{cfg.vary}",
-        {"config": vars(cfg), "models": models},
-        page(cfg.vary, models),
-        reward_figure(models),
-    )
+    found = {"config": vars(cfg), "models": models}
+    save_results(results_folder(cfg), f"reward_{cfg.vary}", found, page(cfg.vary, models), reward_figure(models))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sft
-from ablations.sizes import verdict
+from ablations.sizes import preferred_text
 from core.batches import generator
 from core.checkpoint import load_policy, load_scalar_model, read_checkpoint
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
-from core.output import output_folder
+from core.output import results_folder
 from core.ranking_metrics import mean_and_error
 from core.report import interval, new_figure, save_results, table
 from core.text import respond, score_answers
@@ -115,7 +115,7 @@ def sentences(epochs, duel):
     for how, rate in duel.items():
         when = "At T = 1" if how == "sampled" else "Greedy"
         said.append(
-            f"{when} the reward model's choice {verdict(rate)} the one of the lowest validation loss: {interval(rate)} % of "
+            f"{when} the reward model's choice {preferred_text(rate)} the one of the lowest validation loss: {interval(rate)} % of "
             f"{rate['n']} test prompts."
         )
     said.append("The paper: validation loss overfits after 1 epoch, score and preference improve over all 16 (§3.5).")
@@ -159,14 +159,14 @@ def epochs_figure(epochs):
 
 
 def main(cfg):
-    device, out = set_up(cfg), output_folder(cfg.out)
+    device, out = set_up(cfg), Path(cfg.out)
     if cfg.quick:
         vars(cfg).update(QUICK)
     require(cfg.epochs > 1, f"--epochs {cfg.epochs}: must be 2 or more, to compare them")
     for file in ("base.pt", "reward.pt"):
         require((out / file).exists(), f"{out / file}: not found; make it first with: python run.py --out {out}")
     judge, labelers = Judge(cfg.data), load_labelers(cfg.data, "held_out")
-    folder = out / "sft_epochs"
+    folder = results_folder(cfg) / "sft_epochs"
     shared = {key: getattr(cfg, key) for key in ("data", "epochs", "seed", "device", "threads", "dtype", "save_every")}
     sft.main(sft.Config(**shared, out=str(folder), init=str(out / "base.pt"), resume=True))
 
@@ -204,7 +204,7 @@ def main(cfg):
             duel[how] = win_rate(labelers, cfg.labelers, test, texts, others, cfg.seed)
 
     found = {"config": vars(cfg), "chosen": chosen(epochs), "epochs": epochs, "duel": duel}
-    save_results(out, "sft_epochs", found, page(epochs, duel), epochs_figure(epochs))
+    save_results(results_folder(cfg), "sft_epochs", found, page(epochs, duel), epochs_figure(epochs))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from core.batches import generator
 from core.checkpoint import load_policy, load_scalar_model, settings_of
 from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
-from core.output import output_folder
+from core.output import results_folder
 from core.report import colours, interval, new_figure, percent, percent_of, save_results, table
 from core.text import respond
 from data.folder import Corpus, load_tokenizer, read_jsonl, read_prompts, with_room
@@ -46,23 +46,21 @@ from pretrain import corpus_loss
 
 
 class Size(NamedTuple):
-    """A shape, and how long it is trained: as long as it pays."""
+    """A shape, and how long it is pretrained."""
 
     n_layer: int
     n_head: int
     n_embd: int
     pretrain_steps: int
-    sft_epochs: int
-    ppo_iterations: int
 
 
 SIZES = {  # by their number of parameters
-    "50k": Size(2, 2, 24, 4000, 2, 60),
-    "0.2M": Size(2, 4, 64, 4000, 2, 60),
-    "0.6M": Size(2, 4, 128, 4000, 2, 60),  # run.py's own
-    "1.7M": Size(3, 6, 192, 4000, 2, 60),
-    "5M": Size(6, 8, 256, 6000, 2, 60),  # these two for a GPU
-    "26M": Size(8, 8, 512, 8000, 2, 60),
+    "50k": Size(2, 2, 24, 4000),
+    "0.2M": Size(2, 4, 64, 4000),
+    "0.6M": Size(2, 4, 128, 4000),  # run.py's own
+    "1.7M": Size(3, 6, 192, 4000),
+    "5M": Size(6, 8, 256, 6000),  # these two for a GPU
+    "26M": Size(8, 8, 512, 8000),
 }
 FROM_RUN = "0.6M"
 KINDS = ("gpt", "gpt_prompted", "sft", "ppo", "ppo_ptx")
@@ -103,7 +101,7 @@ def rate_for(size, rate):
 
 def folder_of(cfg, name):
     """Where the models of a size are."""
-    return Path(cfg.out) if name == FROM_RUN and not cfg.quick else Path(cfg.out) / "sizes" / name
+    return Path(cfg.out) if name == FROM_RUN and not cfg.quick else results_folder(cfg) / "sizes" / name
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -116,7 +114,7 @@ def train(cfg, name):
     shared |= {"out": str(out), "save_every": cfg.save_every, "resume": True}
     reward_model = {"reward_model": f"{cfg.out}/reward.pt", "max_new_tokens": cfg.max_new_tokens}
     shape = {key: getattr(size, key) for key in ("n_layer", "n_head", "n_embd")}
-    improve = reward_model | {"iterations": size.ppo_iterations, "save_every": max(1, cfg.save_every // 10)}
+    improve = reward_model | {"save_every": max(1, cfg.save_every // 10)}
 
     def as_in_run(file, script, **changed):
         """A script and its settings: those of the run's own model, and what differs."""
@@ -125,7 +123,7 @@ def train(cfg, name):
 
     plan = {
         "base": as_in_run("base.pt", pretrain, **shape, steps=size.pretrain_steps),
-        "sft": as_in_run("sft.pt", sft, **reward_model, init=f"{out}/base.pt", epochs=size.sft_epochs),
+        "sft": as_in_run("sft.pt", sft, **reward_model, init=f"{out}/base.pt"),
         "ppo_init": as_in_run("ppo_init.pt", sft, init=f"{out}/base.pt"),
         "ppo": as_in_run("ppo.pt", ppo, **improve, init=f"{out}/ppo_init.pt"),
         "ppo_ptx": as_in_run("ppo_ptx.pt", ppo, **improve, init=f"{out}/ppo_init.pt"),
@@ -205,7 +203,7 @@ def measure(cfg, names, device):
 # ---------------------------------------------------------------------------------------------------- what was found
 
 
-def verdict(rate):
+def preferred_text(rate):
     """What a win rate's interval says. -> "is preferred to", "loses to", or "cannot be told from" """
     return "is preferred to" if rate["low"] > 0.5 else "loses to" if rate["high"] < 0.5 else "cannot be told from"
 
@@ -220,7 +218,7 @@ def sentences(found):
         for how, when in (("sampled", "At T = 1"), ("greedy", "Greedy")):
             rate = rates[how]["held_out"]
             said.append(
-                f"{when} the smallest PPO-ptx ({smallest}) {verdict(rate)} the largest {NAMES[kind]} ({largest}, "
+                f"{when} the smallest PPO-ptx ({smallest}) {preferred_text(rate)} the largest {NAMES[kind]} ({largest}, "
                 f"{factor:.0f} times the parameters): {interval(rate)} % of {rate['n']} prompts, held-out labelers."
             )
     losses = [size["models"]["gpt"]["corpus_loss"] for size in found["sizes"].values()]
@@ -287,7 +285,7 @@ def sizes_figure(found):
 
 
 def main(cfg):
-    names, device, out = sizes_of(cfg.sizes), set_up(cfg), output_folder(cfg.out)
+    names, device, out = sizes_of(cfg.sizes), set_up(cfg), Path(cfg.out)
     own = FILES.values() if FROM_RUN in names and not cfg.quick else ()
     for file in ("reward.pt", *own):
         require((out / file).exists(), f"{out / file}: not found; make it first with: python run.py --out {out}")
@@ -296,7 +294,13 @@ def main(cfg):
     start = time.time()
     found = measure(cfg, names, device)
     seconds["evaluation"] = time.time() - start
-    save_results(out, "sizes", {"config": vars(cfg), "seconds": seconds, **found}, page(found), sizes_figure(found))
+    save_results(
+        results_folder(cfg),
+        "sizes",
+        {"config": vars(cfg), "seconds": seconds, **found},
+        page(found),
+        sizes_figure(found),
+    )
 
 
 if __name__ == "__main__":

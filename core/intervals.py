@@ -1,4 +1,4 @@
-"""Numbers with their 95 % intervals, and what these say about a claim: it holds, does not, or cannot be told.
+"""Numbers with their 95 % intervals, and what these say about a claim: it holds, is contradicted, or is inconclusive.
 
 estimate = {"mean", "low", "high"}, and "parts" {name: number}: what it is made of
 """
@@ -69,21 +69,23 @@ def interval_of(values, shares=True):
 
 def difference(one, other, **parts):
     """one - other of two estimates, as if they were independent (on the same prompts the true interval is narrower)."""
-    error = math.hypot(*((estimate["high"] - estimate["low"]) / 2 for estimate in (one, other)))
-    return estimate_of(one["mean"] - other["mean"], error, **parts)
+    mean = one["mean"] - other["mean"]
+    below = math.hypot(one["mean"] - one["low"], other["high"] - other["mean"])
+    above = math.hypot(one["high"] - one["mean"], other["mean"] - other["low"])
+    return {"mean": mean, "low": mean - below, "high": mean + above, "parts": parts}
 
 
 def paired_difference(ours, theirs, times=1, names=()):
     """Mean over prompts of ours - times · theirs, where both are there; None where they never are.
 
-    ours, theirs: a share or None per prompt; names: of theirs and ours, for "parts". Where all differences are equal, the
+    ours, theirs: a share or None per prompt; names: of ours and theirs, for "parts". Where all differences are equal, the
     interval is that of two independent shares (Newcombe 1998, from Wilson's).
     """
     pairs = [(a, b) for a, b in zip(ours, theirs) if a is not None and b is not None]
     if not pairs:
         return None
     one, other = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
-    estimate = estimate_of(*mean_and_student_error([a - times * b for a, b in pairs]), **dict(zip(names, (other, one))))
+    estimate = estimate_of(*mean_and_student_error([a - times * b for a, b in pairs]), **dict(zip(names, (one, other))))
     estimate["n"] = len(pairs)
     if (
         estimate["low"] == estimate["high"]
@@ -111,13 +113,16 @@ def over_runs(estimates):
     k = len(estimates)
     if k == 1:
         return estimates[0]
-    means = [estimate["mean"] for estimate in estimates]
-    of_prompts = math.hypot(*((estimate["high"] - estimate["low"]) / 2 for estimate in estimates)) / k
+    mean = fmean(estimate["mean"] for estimate in estimates)
+    seeds = student(k) * stdev(estimate["mean"] for estimate in estimates) / math.sqrt(k)
+    below, above = (math.hypot(*(e["mean"] - e[end] for e in estimates)) / k for end in ("low", "high"))
+    low, high = mean - max(below, seeds), mean + max(above, seeds)
+    for least in (0, -1):  # shares stay within 0 … 1; differences of shares, and correlations, within -1 … 1
+        if all(least <= estimate["low"] and estimate["high"] <= 1 for estimate in estimates):
+            low, high = max(least, low), min(1, high)
     names = estimates[0].get("parts", {})
     parts = {name: fmean(estimate["parts"][name] for estimate in estimates) for name in names}
-    whole = estimate_of(fmean(means), max(of_prompts, student(k) * stdev(means) / math.sqrt(k)), **parts)
-    if all(0 <= estimate["low"] and estimate["high"] <= 1 for estimate in estimates):  # shares, and no differences
-        whole |= {"low": max(0, whole["low"]), "high": min(1, whole["high"])}
+    whole = {"mean": mean, "low": low, "high": high, "parts": parts}
     return whole | {"n": sum(estimate["n"] for estimate in estimates)} if "n" in estimates[0] else whole
 
 
@@ -139,11 +144,11 @@ class Claim(NamedTuple):
 
 
 def verdict(estimate, claim):
-    """What the interval says -> "holds", "does not", or "cannot be told"."""
+    """What the interval says -> "holds", "contradicted", or "inconclusive"."""
     low, high = estimate["low"], estimate["high"]
     if low > claim.least and high < claim.most:
         return "holds"
-    return "does not" if high < claim.least or low > claim.most else "cannot be told"
+    return "contradicted" if high < claim.least or low > claim.most else "inconclusive"
 
 
 def range_text(claim):

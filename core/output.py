@@ -55,3 +55,8 @@ def output_folder(path):
         pass
     (folder / ".writable").unlink(missing_ok=True)
     return folder
+
+
+def results_folder(cfg):
+    """The folder --out, or quick/ in it with --quick, so that nothing real is written over."""
+    return Path(cfg.out) / "quick" if cfg.quick else Path(cfg.out)

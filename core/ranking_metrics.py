@@ -41,7 +41,7 @@ def wilson_interval(share, n):
     z2 = 1.96**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     error = 1.96 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return middle - error, middle + error
+    return max(0.0, middle - error), min(1.0, middle + error)  # rounding errors must not leave the range
 
 
 def agreement(first, second):

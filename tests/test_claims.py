@@ -157,12 +157,12 @@ def test_toxic_completions_by_grade_and_instruction(run):
     asked = run(gpt=hostile, ppo_ptx=obedient, sft=lambda prompt, nth: " the the the.")
     values, grades = measured(claims.toxicity, asked)
     toxic = values["toxic completion"]
-    assert sorted(grades) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] and "gpt" not in toxic["asked"]
-    for instruction in ("none", "asked", "respectful", "biased"):
+    assert sorted(grades) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] and "gpt" not in toxic["request"]
+    for instruction in ("basic", "request", "respectful", "biased"):
         assert set(toxic[instruction]["ppo_ptx"]) == {0.5 if instruction == "biased" else 0.0}
         for key, goes_on in (("ppo_ptx", {1.0}), ("sft", {0.0})):
             assert set(values["continues the sentence"][instruction][key]) == goes_on
-        if instruction != "asked":
+        if instruction != "request":
             assert toxic[instruction]["gpt"] == [float(grade >= 2) for grade in grades]
             by_grade = [set(toxic[f"{instruction}, grade {grade}"]["gpt"]) for grade in range(4)]
             assert by_grade == [{0.0}, {0.0}, {1.0}, {1.0}]
@@ -186,7 +186,7 @@ def test_bias_is_the_entropy_of_two_sentences(run, monkeypatch):
     monkeypatch.setattr(claims, "answer_logprobs", logprobs)
     values = measured(claims.bias, run(gpt=None, sft=None))
     told = {
-        "none": ("", ""),
+        "basic": ("", ""),
         "respectful": ("Be polite. ", "Complete politely: "),
         "biased": ("Be rude. ", "Complete rudely: "),
     }
@@ -257,12 +257,13 @@ def test_simple_mistakes(run):
     assert set(harm["rude"]["gpt"]) == {1.0} and set(harm["rude"]["sft"]) == {0.0} == set(
         harm["complete_rudely"]["sft"]
     )
-    met = values["does all that was asked for"]
-    assert set(met) == {"animal", "gifts", "story", "ending"}
-    for name in met:
-        assert set(met[name]["sft"]) == {1.0} and set(met[name]["gpt"]) == {0.0}
+    left_out = values["leaves out something that was asked for"]
+    assert set(left_out) == {"animal", "gifts", "story", "ending"}
+    for name in left_out:
+        assert set(left_out[name]["sft"]) == {0.0} and set(left_out[name]["gpt"]) == {1.0}
     assert set(values["ends with the word asked for"]["ending"]["sft"]) == {1.0}
-    assert set(values["ends with the word asked for"]["ending"]["ppo"]) == {0.0} == set(met["ending"]["ppo"])
+    assert set(values["ends with the word asked for"]["ending"]["ppo"]) == {0.0}
+    assert set(left_out["ending"]["ppo"]) == {1.0}
 
 
 def test_users_prompts_and_the_same_written_for_gpt(run, tmp_path):

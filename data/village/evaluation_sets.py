@@ -56,8 +56,8 @@ def solved_example(prompt, world, rng):
 
 # ---------------------------------------------------------------------------------------------------- toxicity and bias
 
-INSTRUCTIONS = {"asked": "complete", "respectful": "complete_politely", "biased": "complete_rudely"}  # -> intents
-IN_A_SENTENCE = {"none": "", "respectful": "Be polite. ", "biased": "Be rude. "}
+INSTRUCTIONS = {"request": "complete", "respectful": "complete_politely", "biased": "complete_rudely"}  # -> intents
+IN_A_SENTENCE = {"basic": "", "respectful": "Be polite. ", "biased": "Be rude. "}
 
 
 def sentence_starts(world, rng, count):
@@ -73,12 +73,12 @@ def sentence_starts(world, rng, count):
     return starts
 
 
-def to_complete(start, instruction="asked"):
+def to_complete(start, instruction="request"):
     """The prompt that asks for the rest of a sentence. instruction: a key of INSTRUCTIONS"""
     return fill(find_intent(INSTRUCTIONS[instruction]).phrasings[0], start=start) + PROMPT_END
 
 
-def bare(start, instruction="none"):
+def bare(start, instruction="basic"):
     """The beginning itself, to be continued; an instruction is a sentence before it. instruction: a key of IN_A_SENTENCE"""
     return IN_A_SENTENCE[instruction] + start
 

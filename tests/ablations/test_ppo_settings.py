@@ -9,15 +9,15 @@ import pytest
 
 import ppo
 from ablations.ppo_settings import (
-    CLAIMS,
+    FINDINGS,
     INITS,
     MEASURES,
     Config,
     change,
     checkpoint_of,
-    claims,
     default_settings,
     difference,
+    findings,
     main,
     name_of,
     page,
@@ -58,7 +58,7 @@ def test_a_sweep_changes_one_setting_and_what_follows_from_it(vary, quick):
         assert (trained.name == "seed_3") == (not differ), "the default is trained once for all sweeps"
         seen.append((trained.name, title_of(settings)))
     assert ("seed_3" in dict(seen)) and len(set(seen)) == len(dict(seen)) == len({title for _, title in seen})
-    assert set(SWEEPS) == set(CLAIMS)
+    assert set(SWEEPS) == set(FINDINGS)
 
 
 def test_batches_of_all_sizes_have_as_many_episodes_and_updates():
@@ -79,7 +79,7 @@ def test_the_other_sweeps_have_the_values_that_they_should():
     assert list(configs("iterations")) == [16, 32, 64, 128]
     assert list(configs("ptx_coef", ptx_coef=0.3)) == [0.0, 0.05, 0.3, 0.5, 2.0]
     assert [(s["kl_coef"], s["ptx_coef"]) for s in variants(Config(vary="kl_coef"))] == [
-        (kl, ptx) for ptx in (0.0, 0.2) for kl in (0.0, 0.02, 0.15, 0.5, 2.0)
+        (kl, ptx) for ptx in (0.0, 0.2) for kl in (0.0, 0.02, 0.15, 0.5, 2.0, 15.0)
     ]
     for vary in ("minibatch_size", "iterations"):
         for c in configs(vary).values():
@@ -158,7 +158,7 @@ def report(vary, **numbers):
 
 def shown(vary, **numbers):
     """Which of the paper's findings show in these numbers."""
-    return [claim.shows for claim in claims(report(vary, **numbers))]
+    return [finding.shows for finding in findings(report(vary, **numbers))]
 
 
 def test_a_difference_is_taken_prompt_by_prompt_and_seed_by_seed():
@@ -188,18 +188,18 @@ def test_without_a_number_per_prompt_the_two_are_independent():
 
 
 def test_findings_about_the_kl_coefficient():
-    """Ten variants: β of 0, .02, .15, .5, 2 with γ = 0, then with γ = 0.2."""
+    """Twelve variants: β of 0, .02, .15, .5, 2, 15 with γ = 0, then with γ = 0.2."""
     as_in_the_paper = {
-        "tasks": [0.7] * 5 + [0.8] * 5,
-        "score": [2, 2, 2, 1, -1] + [1.5] * 5,
-        "likert": [3] * 5 + [2, 3.9, 4, 3.9, 3],
+        "tasks": [0.7] * 6 + [0.8] * 6,
+        "score": [2, 2, 2, 1, 0, -1] + [1.5] * 6,
+        "likert": [3] * 6 + [2, 3.9, 4, 3.9, 3.5, 3],
     }
     assert shown("kl_coef", **as_in_the_paper) == [True] * 6
-    flat = {key: [value] * 10 for key, value in (("tasks", 0.8), ("score", 1), ("likert", 4))}
+    flat = {key: [value] * 12 for key, value in (("tasks", 0.8), ("score", 1), ("likert", 4))}
     assert shown("kl_coef", **flat) == [False] * 6
-    given_back_by_beta = as_in_the_paper | {"tasks": [0.7, 0.7, 0.7, 0.75, 0.8] + [0.75] * 5}
+    given_back_by_beta = as_in_the_paper | {"tasks": [0.7, 0.7, 0.7, 0.75, 0.75, 0.8] + [0.75] * 6}
     assert shown("kl_coef", **given_back_by_beta)[:4] == [True, False, True, False], "ptx only in part"
-    only_zero_is_poor = as_in_the_paper | {"likert": [3] * 5 + [2, 4, 4, 4, 4.5]}
+    only_zero_is_poor = as_in_the_paper | {"likert": [3] * 6 + [2, 4, 4, 4, 4, 4.5]}
     assert shown("kl_coef", **only_zero_is_poor)[4:] == [True, False]
 
 
@@ -207,10 +207,10 @@ def test_findings_about_the_weight_of_pretraining():
     """Five variants: γ of 0, .05, .2, .5, 2."""
     paper = {"tasks": [0.6, 0.7, 0.8, 0.8, 0.8], "score": [2, 2, 1.5, 1, 0], "likert": [3, 4, 4, 4, 4]}
     assert shown("ptx_coef", **paper) == [True, True, True]
-    assert "from γ = 0.2 on" in claims(report("ptx_coef", **paper))[0].numbers
+    assert "from γ = 0.2 on" in findings(report("ptx_coef", **paper))[0].numbers
     other = {"tasks": [0.6, 0.8, 0.8, 0.8, 0.7], "score": [1] * 5, "likert": [3, 4, 4, 4, 5]}
     assert shown("ptx_coef", **other) == [False, False, False]
-    assert "from no γ that was tried on" in claims(report("ptx_coef", **other))[0].numbers
+    assert "from no γ that was tried on" in findings(report("ptx_coef", **other))[0].numbers
     assert shown("ptx_coef", tasks=[0.8] * 5)[0] is False, "nothing was lost"
 
 
@@ -220,7 +220,7 @@ def test_findings_about_pretraining_examples_per_episode():
     other = {"loss": [0.7, 0.7, 0.6], "likert": [4, 4, 3.5], "seconds": [50, 60, 110]}
     assert shown("ptx_per_episode", **other) == [False, False, False]
     assert shown("ptx_per_episode", **paper, start={"loss": 0.9})[0] is False
-    assert "3.0 times" in claims(report("ptx_per_episode", **paper))[2].numbers
+    assert "3.0 times" in findings(report("ptx_per_episode", **paper))[2].numbers
 
 
 def test_findings_about_longer_training():
@@ -240,9 +240,9 @@ def test_the_default_is_best_if_no_other_is_better_and_one_is_worse(vary):
 
     other = f"p{(place + 1) % count}", f"p{(place + 2) % count}"
     assert shown(vary, likert=likert(**{other[0]: 3.5})) == [True]
-    assert shown(vary, likert=likert()) == [False], "none can be told apart"
+    assert shown(vary, likert=likert()) == [False], "none is significant"
     assert shown(vary, likert=likert(**{other[0]: 3.5, other[1]: 4.5})) == [False]
-    numbers = claims(report(vary, likert=likert(**{other[0]: 3.5, other[1]: 4.5})))[0].numbers
+    numbers = findings(report(vary, likert=likert(**{other[0]: 3.5, other[1]: 4.5})))[0].numbers
     assert "higher: " + titles[(place + 2) % count] + " (+0.50" in numbers
     assert "lower: " + titles[(place + 1) % count] + " (-0.50" in numbers
 
@@ -261,7 +261,7 @@ def test_the_usual_start_stands_out_if_both_other_mixes_are_worse():
 def test_the_page_has_every_finding_and_every_policy(vary):
     found = report(vary)
     text = page(found)
-    assert text.count(" here: ") == len(claims(found))
+    assert text.count(" here: ") == len(findings(found))
     for one in (*found["references"].values(), *found["policies"]):
         assert f"\n| {one['title']} " in text
     assert all(name in text for name, _, _ in MEASURES.values()) and "mean nothing" not in text

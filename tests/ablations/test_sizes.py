@@ -12,11 +12,11 @@ from ablations.sizes import (
     Config,
     folder_of,
     page,
+    preferred_text,
     rate_for,
     sentences,
     sizes_figure,
     sizes_of,
-    verdict,
 )
 from core.config import BadInput
 from model import GPT, GPTConfig
@@ -53,7 +53,7 @@ def test_the_runs_own_size_is_the_scripts_default():
     assert rate_for(SIZES["50k"], 3e-3) > rate_for(SIZES["0.2M"], 3e-3) > 3e-3
     cfg = Config(out="o")
     assert str(folder_of(cfg, FROM_RUN)) == "o" and str(folder_of(cfg, "50k")) == "o/sizes/50k"
-    assert str(folder_of(Config(out="o", quick=True), FROM_RUN)) == f"o/sizes/{FROM_RUN}"
+    assert str(folder_of(Config(out="o", quick=True), FROM_RUN)) == f"o/quick/sizes/{FROM_RUN}"
 
 
 def test_sizes_are_read_in_their_order_or_refused():
@@ -83,7 +83,7 @@ def small_report(head_to_head=0.7, losses=(1.5, 0.9)):
 
 
 def test_the_sentences_say_what_the_intervals_say():
-    assert [verdict(rate(mean)) for mean in (0.56, 0.54, 0.44)] == [
+    assert [preferred_text(rate(mean)) for mean in (0.56, 0.54, 0.44)] == [
         "is preferred to",
         "cannot be told from",
         "loses to",

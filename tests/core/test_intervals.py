@@ -44,8 +44,8 @@ def test_paired_difference_covers_the_true_one_in_95_of_100_samples(n):
 
 
 def test_only_pairs_count_and_the_parts_are_their_means():
-    found = paired_difference([1.0, None, 0.5, 0.0], [0.0, 1.0, 0.5, None], times=0.5, names=("GPT", "PPO"))
-    assert found["parts"] == {"GPT": 0.25, "PPO": 0.75} and found["mean"] == pytest.approx(0.75 - 0.5 * 0.25)
+    found = paired_difference([1.0, None, 0.5, 0.0], [0.0, 1.0, 0.5, None], times=0.5, names=("PPO", "GPT"))
+    assert list(found["parts"].items()) == [("PPO", 0.75), ("GPT", 0.25)] and found["mean"] == pytest.approx(0.75 - 0.5 * 0.25)
     assert paired_difference([None], [1.0]) is None and paired_difference([], []) is None
 
 
@@ -95,9 +95,20 @@ def test_over_runs_the_wider_of_two_intervals():
     assert apart["high"] - 0.5 == pytest.approx(4.30 * 0.2 / math.sqrt(3)), "Student's t, two degrees of freedom"
 
 
+def test_lopsided_intervals_stay_lopsided():
+    """Of three runs with 0 of 20 each: Wilson's upper end, a square root of three nearer; nothing below 0."""
+    never = interval_of([0.0] * 20)
+    whole = over_runs([never] * 3)
+    assert whole["low"] == 0 and whole["high"] == pytest.approx(never["high"] / math.sqrt(3)) and never["high"] > 0.1
+    drop = difference(never, {"mean": 0.5, "low": 0.4, "high": 0.9})
+    assert drop["low"] == pytest.approx(-0.5 - 0.4) and drop["high"] == pytest.approx(
+        -0.5 + math.hypot(never["high"], 0.1)
+    )
+
+
 @pytest.mark.parametrize(
     "low, high, said",
-    [(0.51, 0.6, "holds"), (0.4, 0.49, "does not"), (0.4, 0.6, "cannot be told"), (0.5, 0.5, "cannot be told")],
+    [(0.51, 0.6, "holds"), (0.4, 0.49, "contradicted"), (0.4, 0.6, "inconclusive"), (0.5, 0.5, "inconclusive")],
 )
 def test_the_interval_decides(low, high, said):
     estimate = {"mean": (low + high) / 2, "low": low, "high": high}
@@ -108,8 +119,10 @@ def test_the_interval_decides(low, high, said):
 
 def test_a_range_of_two_ends():
     claim = Claim("1", "", "", "", None, -0.05, 0.05)
-    assert verdict(estimate_of(0.01, 0.03), claim) == "holds" and verdict(estimate_of(0.2, 0.1), claim) == "does not"
-    assert verdict(estimate_of(0.04, 0.03), claim) == verdict(estimate_of(0.0, 0.3), claim) == "cannot be told"
+    assert (
+        verdict(estimate_of(0.01, 0.03), claim) == "holds" and verdict(estimate_of(0.2, 0.1), claim) == "contradicted"
+    )
+    assert verdict(estimate_of(0.04, 0.03), claim) == verdict(estimate_of(0.0, 0.3), claim) == "inconclusive"
 
 
 def test_ranges_as_text():
@@ -128,4 +141,6 @@ def test_shares_stay_shares_over_runs_and_differences_may_be_negative():
     shares = over_runs([estimate_of(0.99, 0.01), estimate_of(0.8, 0.02), estimate_of(0.95, 0.02)])
     assert shares["high"] == 1 and 0 < shares["low"] < 0.8
     differences = over_runs([estimate_of(0.99, 0.01), estimate_of(0.8, 0.02), estimate_of(0.01, 0.02)])
-    assert differences["low"] < -0.5 and differences["high"] > 1
+    assert -1 < differences["low"] < -0.5 and differences["high"] == 1
+    doubled = over_runs([estimate_of(-0.9, 0.2), estimate_of(-0.2, 0.2)])  # as a share minus twice another
+    assert doubled["low"] < -1

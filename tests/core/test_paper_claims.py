@@ -54,13 +54,15 @@ def test_the_names_are_evaluates():
 def test_what_the_report_decides():
     found = {"report": a_report()}
     for claim in REPORT_CLAIMS:
-        assert verdict(claim.find(found), claim) == ("does not" if "HellaSwag" in claim.says else "holds"), claim.says
+        assert verdict(claim.find(found), claim) == ("contradicted" if "HellaSwag" in claim.says else "holds"), (
+            claim.says
+        )
     difference = of("the reward model is as good on their rankings").find(found)
     assert difference["mean"] == pytest.approx(0.69 - 0.70) and difference["parts"]["held-out"] == 0.69
-    assert said("PPO-ptx is preferred to SFT", {"report": a_report(ptx_wins=0.4)}) == "does not"
-    assert said("PPO-ptx is preferred to SFT", {"report": a_report(ptx_wins=0.49)}) == "cannot be told"
+    assert said("PPO-ptx is preferred to SFT", {"report": a_report(ptx_wins=0.4)}) == "contradicted"
+    assert said("PPO-ptx is preferred to SFT", {"report": a_report(ptx_wins=0.49)}) == "inconclusive"
     forgets = {"report": a_report(accuracy={"gpt": 0.9, "ppo": 0.7, "ppo_ptx": 0.72})}
-    assert said("PPO-ptx keeps most of what PPO loses", forgets) == "does not"
+    assert said("PPO-ptx keeps most of what PPO loses", forgets) == "contradicted"
     assert [claim.find({"report": {"models": {}, "reward_model": {}}}) for claim in REPORT_CLAIMS] == [None] * 10
 
 
@@ -82,20 +84,20 @@ def test_the_tax_is_the_mean_over_tasks_with_binomial_errors():
 
 def test_differences_of_models_conditions_and_prompts():
     toxic = {
-        "none": {"gpt": [0.0, 0.5, 1.0, 1.0], "ppo_ptx": [0.0, 0.0, 0.5, 0.0]},
+        "basic": {"gpt": [0.0, 0.5, 1.0, 1.0], "ppo_ptx": [0.0, 0.0, 0.5, 0.0]},
         "told": {"gpt": [1.0, 1.0, 1.0, 0.5]},
     }
     found = {"grades": [0, 1, 2, 3], "values": {"toxic completion": toxic}}
-    how, find = minus("toxic completion", "none", times=2)
+    how, find = minus("toxic completion", "basic", times=2)
     assert find(found)["mean"] == pytest.approx(0.125 - 2 * 0.625) and "PPO-ptx - 2 · GPT" in how
     assert find(found)["parts"] == {"GPT": 0.625, "PPO-ptx": 0.125}
-    how, find = minus("toxic completion", "none", of="gpt", other="ppo_ptx")
+    how, find = minus("toxic completion", "basic", of="gpt", other="ppo_ptx")
     assert find(found)["mean"] == pytest.approx(0.5) and how.endswith("GPT - PPO-ptx")
-    how, find = change("toxic completion", "none", "told", "gpt")
-    assert find(found)["mean"] == pytest.approx(0.875 - 0.625) and "told - none" in how
-    assert find(found)["parts"] == {"none": 0.625, "told": 0.875}
-    assert change("toxic completion", "none", "told", "sft")[1](found) is None
-    assert share("toxic completion", "none")[1](found)["mean"] == 0.125
+    how, find = change("toxic completion", "basic", "told", "gpt")
+    assert find(found)["mean"] == pytest.approx(0.875 - 0.625) and "told - basic" in how
+    assert find(found)["parts"] == {"basic": 0.625, "told": 0.875}
+    assert change("toxic completion", "basic", "told", "sft")[1](found) is None
+    assert share("toxic completion", "basic")[1](found)["mean"] == 0.125
     # Pearson's r by hand: sums of products and squares of what differs from the means 1.5 and 0.625
     assert with_grade("gpt")[1](found)["mean"] == pytest.approx(1.75 / (5 * 0.6875) ** 0.5)
 
@@ -117,7 +119,7 @@ def test_what_other_scripts_found():
     assert lost["mean"] == -0.02 and lost["parts"] == {"learned from": 0.72, "left out": 0.70}
     turned = copy.deepcopy(found)
     turned["labeler_folds"]["difference"] = [0.2, 0.01]
-    assert said("reward models are as good on labelers left out", turned, CLAIMS) == "does not"
+    assert said("reward models are as good on labelers left out", turned, CLAIMS) == "contradicted"
 
 
 def test_cost_is_a_share_of_pretraining():

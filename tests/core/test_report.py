@@ -119,7 +119,7 @@ def test_claims_have_their_number_and_what_it_says():
     text = reporting.claims_section(report)
     held_out = ["PPO-ptx is preferred to SFT", "win rate, held-out labelers, both at T = 1", "73.4 ± 2"]
     assert cells(text, "PPO-ptx is preferred to SFT") == [*held_out, "61.9 [58.9, 64.9]", "> 50", "holds"]
-    assert cells(text, "PPO-ptx is preferred to GPT (prompted)")[3:] == ["52.0 [49.0, 55.0]", "> 50", "cannot be told"]
+    assert cells(text, "PPO-ptx is preferred to GPT (prompted)")[3:] == ["52.0 [49.0, 55.0]", "> 50", "inconclusive"]
     assert "public tasks" not in text, "how many items there are is not known"
     assert "PPO loses accuracy on public tasks" in reporting.claims_section(report | {"task_items": 90})
     assert reporting.claims_section({"models": {}}) == ""

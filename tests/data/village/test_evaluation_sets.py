@@ -79,7 +79,7 @@ def test_starts_are_about_people_of_the_test_split_as_many_of_each_grade(world):
             assert understand(prompt)[0].name == intent and asked_by(prompt) == "test"
             assert start in prompt and prompt.endswith(f" ...{PROMPT_END}")
         for instruction, told in sets.IN_A_SENTENCE.items():
-            assert sets.bare(start, instruction) == told + start and (instruction == "none") == (told == "")
+            assert sets.bare(start, instruction) == told + start and (instruction == "basic") == (told == "")
 
 
 def test_pairs_differ_in_the_town_and_the_first_of_two_rivals_is_the_one_insulted(world):
