@@ -16,7 +16,7 @@ import json
 import os
 import time
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +36,24 @@ from data.village import make
 
 ROOT = Path(__file__).resolve().parent
 ROUND_1 = {"collect_1", "reward_1", "ppo_1"}
+
+# Seconds that stages take on 2 CPU cores, and steps between the training states of those that have some
+SECONDS = {"data": 15, "pretrain": 101, "sft": 29, "ppo_init": 35, "collect_1": 17, "reward_init": 17, "reward_1": 47}
+SECONDS |= {"ppo_1": 48, "collect": 18, "reward": 75, "choose_sft": 1, "ppo": 52, "ppo_ptx": 101, "evaluate": 26}
+SAVE_EVERY = {"pretrain": 200} | dict.fromkeys(("sft", "ppo_init", "reward_init", "reward_1", "reward"), 50)
+SAVE_EVERY |= dict.fromkeys(("ppo_1", "ppo", "ppo_ptx"), 5)
+
+QUICK = {  # settings of the stages with --quick
+    "data": {"web_pages": 1200, "users": 6, "demonstrations": 96, "exams": 80, "task_items": 8},
+    "pretrain": {"steps": 10, "n_layer": 2, "n_embd": 64},
+    "sft": {"epochs": 2},
+    "ppo_init": {"epochs": 2},
+    "choose_sft": {"choose_prompts": 8},
+    "evaluate": {"prompts": 16, "best_of": 2, "best_of_prompts": 8, "shots": 1, "quick": True},
+}
+QUICK |= dict.fromkeys(("collect_1", "collect"), {"prompts": 32, "valid_prompts": 8})
+QUICK_PPO = {"iterations": 3, "batch_size": 16, "minibatch_size": 16, "value_only_iterations": 2, "sample_prompts": 8}
+QUICK |= dict.fromkeys(("ppo_1", "ppo", "ppo_ptx"), QUICK_PPO)
 
 
 @dataclass
@@ -59,9 +77,6 @@ class Stage:
     settings: dict  # of its Config, beside those that all stages share
     outputs: list  # files it writes, in the run folder or the data folder
     needs: list  # stages it builds on
-    seconds: float  # it takes on 2 CPU cores
-    save_every: int = 0  # steps between training states, 0 for a stage without
-    quick: dict = field(default_factory=dict)  # settings under which it takes a second
 
 
 # ---------------------------------------------------------------------------------------------------- the stages
@@ -87,35 +102,27 @@ def stages(cfg):
     ppo_answers = {"supervised": f"{out}/round1/ppo.pt", "earlier": f"{out}/round1/comparisons.jsonl"}
     ppo_answers |= {"seed": cfg.seed + 1}  # other prompts first
     ptx = {"ptx_coef": cfg.ptx_coef}
-    world = ["corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl", "prefixes.jsonl"]
-    world = [f"data/{file}" for file in (*world, "tasks.jsonl", "exams.jsonl", "village.json", "tokenizer.json")]
+    files = ["corpus.train.bin", "corpus.valid.bin", "prompts.jsonl", "demonstrations.jsonl", "prefixes.jsonl"]
+    files += ["tasks.jsonl", "exams.jsonl", "village.json", "tokenizer.json"]
+    world = [f"data/{file}" for file in files]
     epochs = [f"sft.epoch-{n + 1}.pt" for n in range(2 if cfg.quick else sft.Config.epochs)]
-    models = ["pretrain", "ppo_init", "ppo_1", "reward", "choose_sft", "ppo", "ppo_ptx"]
+    evaluated = ["pretrain", "ppo_init", "ppo_1", "reward", "choose_sft", "ppo", "ppo_ptx"]
 
-    quick_data = {"web_pages": 1200, "users": 6, "demonstrations": 96, "exams": 80, "task_items": 8}
-    quick_ppo = {"iterations": 3, "batch_size": 16, "minibatch_size": 16, "value_only_iterations": 2}
-    quick_ppo |= {"sample_prompts": 8}
-    quick_ask = {"prompts": 32, "valid_prompts": 8}
-    quick_eval = {"prompts": 16, "best_of": 2, "best_of_prompts": 8, "shots": 1, "quick": True}
-    plan = [
-        Stage("data", make, {}, world, [], 10, quick=quick_data),
-        Stage("pretrain", pretrain, shape, ["base.pt"], ["data"], 90, 200, {"steps": 10, "n_layer": 2, "n_embd": 64}),
-        Stage("sft", sft, {}, ["sft.pt", *epochs], ["pretrain"], 30, 50, {"epochs": 2}),
-        Stage("ppo_init", sft, init, ["ppo_init.pt"], ["pretrain"], 30, 50, {"epochs": 2}),
-        Stage(
-            "collect_1", collect, init_answers, ["round1/comparisons.jsonl"], ["pretrain", "ppo_init"], 20, 0, quick_ask
-        ),
-        Stage("reward_init", reward, exams_only, ["reward_init.pt"], ["ppo_init"], 20, 50),
-        Stage("reward_1", reward, round1 | after_exams, ["round1/reward.pt"], ["reward_init", "collect_1"], 50, 50),
-        Stage("ppo_1", ppo, first_ppo, ["round1/ppo.pt"], ["ppo_init", "reward_1"], 30, 5, quick_ppo),
-        Stage(
-            "collect", collect, ppo_answers, ["comparisons.jsonl"], ["pretrain", "collect_1", "ppo_1"], 20, 0, quick_ask
-        ),
-        Stage("reward", reward, after_exams, ["reward.pt"], ["reward_init", "collect"], 95, 50),
-        Stage("choose_sft", sft, choose, ["sft_best.pt"], ["sft", "reward"], 2, 0, {"choose_prompts": 8}),
-        Stage("ppo", ppo, {}, ["ppo.pt", "ppo.samples.jsonl"], ["ppo_init", "reward"], 30, 5, quick_ppo),
-        Stage("ppo_ptx", ppo, ptx, ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["ppo_init", "reward"], 60, 5, quick_ppo),
-        Stage("evaluate", evaluate, {}, ["report.json", "report.md"], models, 20, 0, quick_eval),
+    plan = [  # name, script, settings, what it writes, what it builds on
+        Stage("data", make, {}, world, []),
+        Stage("pretrain", pretrain, shape, ["base.pt"], ["data"]),
+        Stage("sft", sft, {}, ["sft.pt", *epochs], ["pretrain"]),
+        Stage("ppo_init", sft, init, ["ppo_init.pt"], ["pretrain"]),
+        Stage("collect_1", collect, init_answers, ["round1/comparisons.jsonl"], ["pretrain", "ppo_init"]),
+        Stage("reward_init", reward, exams_only, ["reward_init.pt"], ["ppo_init"]),
+        Stage("reward_1", reward, round1 | after_exams, ["round1/reward.pt"], ["reward_init", "collect_1"]),
+        Stage("ppo_1", ppo, first_ppo, ["round1/ppo.pt"], ["ppo_init", "reward_1"]),
+        Stage("collect", collect, ppo_answers, ["comparisons.jsonl"], ["pretrain", "collect_1", "ppo_1"]),
+        Stage("reward", reward, after_exams, ["reward.pt"], ["reward_init", "collect"]),
+        Stage("choose_sft", sft, choose, ["sft_best.pt"], ["sft", "reward"]),
+        Stage("ppo", ppo, {}, ["ppo.pt", "ppo.samples.jsonl"], ["ppo_init", "reward"]),
+        Stage("ppo_ptx", ppo, ptx, ["ppo_ptx.pt", "ppo_ptx.samples.jsonl"], ["ppo_init", "reward"]),
+        Stage("evaluate", evaluate, {}, ["report.json", "report.md"], evaluated),
     ]
     if cfg.data:  # the user's own; where they come with rankings, nobody is asked
         ranked = (Path(cfg.data) / "comparisons.jsonl").exists()
@@ -132,11 +139,11 @@ def config_of(stage, cfg, resume):
         settings = {"seed": cfg.seed, "out": data}
     if hasattr(stage.script.Config, "max_new_tokens") and (cfg.max_new_tokens or cfg.quick):
         settings["max_new_tokens"] = cfg.max_new_tokens or 24
-    if stage.save_every:
-        settings |= {"save_every": 1 if cfg.quick else stage.save_every, "resume": resume}
+    if stage.name in SAVE_EVERY:
+        settings |= {"save_every": 1 if cfg.quick else SAVE_EVERY[stage.name], "resume": resume}
     settings |= stage.settings
     if cfg.quick:
-        settings |= stage.quick
+        settings |= QUICK.get(stage.name, {})
     return stage.script.Config(**settings)
 
 
@@ -228,13 +235,13 @@ def main(cfg):
         done[stage.name] = {"fingerprint": mark}
         write_record(record, done)
         pace = took / expected if expected > 60 else 0.03 if cfg.quick else 1
-        left = pace * sum(later.seconds for later in plan[number - 1 :])
+        left = pace * sum(SECONDS[later.name] for later in plan[number - 1 :])
         print(f"=== {title} · about {left / 60:.1f} minutes left ===", flush=True)
         start = time.time()
         with hidden_output(out / "quick.log", cfg.quick and stage.name != "evaluate"):
             stage.script.main(config_of(stage, cfg, resume=interrupted))
         seconds = time.time() - start
-        took, expected = took + seconds, expected + stage.seconds
+        took, expected = took + seconds, expected + SECONDS[stage.name]
         done[stage.name] |= {"outputs": digests(paths), "seconds": round(seconds, 1)}
         write_record(record, done)
     minutes = "  ".join(f"{stage.name} {done[stage.name]['seconds'] / 60:.1f}" for stage in plan)
@@ -259,7 +266,7 @@ def check_own_data(cfg):
 def remove_outputs(stage, cfg, paths, before):
     """What an earlier version of this stage left would stand in the way of the new one."""
     made = config_of(stage, cfg, False)
-    if stage.save_every:
+    if stage.name in SAVE_EVERY:
         drop_states(made.out, made.name or stage.name)
     if stage.script is collect and before:
         for path in (*paths, Path(made.out) / "comparisons.partial.jsonl", Path(made.out) / "answers.jsonl"):

@@ -153,7 +153,13 @@ def summary(folds):
 def sentence(found):
     """What the difference between the two kinds of labelers says."""
     mean, error = found["difference"]
-    said = "It is worse at" if mean > error else "It is better at" if mean < -error else "No difference can be told in"
+    said = (
+        "It is worse at"
+        if mean > error
+        else "It is better at"
+        if mean < -error
+        else "It is not significantly different at"
+    )
     return (
         f"{said} predicting labelers left out: {100 * mean:+.1f} ± {100 * error:.1f} points between the two, 95 % over "
         f"{found['prompts']} prompts. (Paper: +2.8, of 72.4 ± 0.4 and 69.6 ± 0.9 %.)"

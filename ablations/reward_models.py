@@ -209,7 +209,7 @@ def sentences(vary, models):
         if vary in ("pairs", "epochs"):
             mean, error = model["loss_difference"]
             overfits = mean > error and model["loss_seen"][0] < first["loss_seen"][0]
-            line += f"; so {'it overfits' if overfits else 'no overfitting can be told'}"
+            line += f"; so {'it overfits' if overfits else 'no significant overfitting'}"
         said.append(line + ".")
     return [*said, PAPER[vary]]
 

@@ -204,8 +204,14 @@ def measure(cfg, names, device):
 
 
 def preferred_text(rate):
-    """What a win rate's interval says. -> "is preferred to", "loses to", or "cannot be told from" """
-    return "is preferred to" if rate["low"] > 0.5 else "loses to" if rate["high"] < 0.5 else "cannot be told from"
+    """What a win rate's interval says. -> "is preferred to", "loses to", or "does not differ significantly from" """
+    return (
+        "is preferred to"
+        if rate["low"] > 0.5
+        else "loses to"
+        if rate["high"] < 0.5
+        else "does not differ significantly from"
+    )
 
 
 def sentences(found):

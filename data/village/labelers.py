@@ -1,4 +1,7 @@
-"""The village's labelers: people who write demonstrations and rank completions, each with an own taste and own errors.
+"""The village's labelers: people who write demonstrations and rank completions, each with a taste and errors of their own.
+
+To rank they compare utilities: what they see in a completion, weighted (`impression`), and Gaussian noise (the mood of the
+moment). A reward model by Eq. 1 assumes logistic noise instead, as Bradley and Terry do.
 
 Others can stand in for them. Whoever implements `rank(prompt, completions) -> ranks` (1 = best, equal numbers = tie)
 and has a `name` and a `group` can be a labeler; `rate(prompt, completions) -> marks from 1 to 7` is optional, and gives

@@ -95,7 +95,7 @@ def ending_task(world, rng, number):
 
 
 def facts_task(world, rng, number):
-    """ARC's, for one: a fact of four that could be one; of every second, the popular misconception is among them."""
+    """Ours, like ARC's: a fact of four that could be one; of every second, the popular misconception is among them."""
     relation, subject = rng.choice(sorted(world.misconceptions if number % 2 else world.facts))
     right, hearsay = world.truth(relation, subject), world.hearsay(relation, subject)
     others = [value for value in world.values(relation, subject) if value not in (right, hearsay)]

@@ -59,7 +59,7 @@ def test_the_sentences_say_what_was_found():
         "of epoch 2 best."
     )
     assert said[1].startswith("At T = 1 the reward model's choice is preferred to") and "60.0 [55.0, 65.0]" in said[1]
-    assert "cannot be told from" in said[2] and "loses to" in sentences(epochs, {"greedy": rate(0.4)})[1]
+    assert "does not differ significantly from" in said[2] and "loses to" in sentences(epochs, {"greedy": rate(0.4)})[1]
     assert len(sentences(epochs, {})) == 2 and "§3.5" in said[-1]
 
 

@@ -85,7 +85,7 @@ def small_report(head_to_head=0.7, losses=(1.5, 0.9)):
 def test_the_sentences_say_what_the_intervals_say():
     assert [preferred_text(rate(mean)) for mean in (0.56, 0.54, 0.44)] == [
         "is preferred to",
-        "cannot be told from",
+        "does not differ significantly from",
         "loses to",
     ]
     said = sentences(small_report())

@@ -45,7 +45,9 @@ def test_paired_difference_covers_the_true_one_in_95_of_100_samples(n):
 
 def test_only_pairs_count_and_the_parts_are_their_means():
     found = paired_difference([1.0, None, 0.5, 0.0], [0.0, 1.0, 0.5, None], times=0.5, names=("PPO", "GPT"))
-    assert list(found["parts"].items()) == [("PPO", 0.75), ("GPT", 0.25)] and found["mean"] == pytest.approx(0.75 - 0.5 * 0.25)
+    assert list(found["parts"].items()) == [("PPO", 0.75), ("GPT", 0.25)] and found["mean"] == pytest.approx(
+        0.75 - 0.5 * 0.25
+    )
     assert paired_difference([None], [1.0]) is None and paired_difference([], []) is None
 
 
