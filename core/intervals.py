@@ -87,13 +87,11 @@ def paired_difference(ours, theirs, times=1, names=()):
     one, other = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
     estimate = estimate_of(*mean_and_student_error([a - times * b for a, b in pairs]), **dict(zip(names, (one, other))))
     estimate["n"] = len(pairs)
-    if (
-        estimate["low"] == estimate["high"]
-    ):  # no spread to go by, as of one pair, or where all are right and all are wrong
+    if estimate["low"] == estimate["high"]:  # no spread to go by, as of one pair, or where all are right, all are wrong
         (low, high), (other_low, other_high) = (wilson_interval(mean, len(pairs)) for mean in (one, other))
         estimate["low"] -= math.hypot(one - low, times * (other_high - other))
         estimate["high"] += math.hypot(high - one, times * (other - other_low))
-    return estimate
+    return estimate | {"low": max(-times, estimate["low"]), "high": min(1, estimate["high"])}
 
 
 def correlation_interval(x, y):

@@ -59,6 +59,9 @@ def test_where_nothing_varies_the_interval_is_that_of_independent_shares():
     assert found["mean"] == 1 and found["low"] == pytest.approx(1 - math.hypot(bound, bound))
     assert found["high"] == pytest.approx(1)
     assert paired_difference([1.0], [0.0])["low"] < 0, "one pair says nothing"
+    few = paired_difference([1.0, 1.0, 0.0], [0.0, 0.0, 1.0])
+    assert (few["low"], few["high"]) == (-1, 1), "no difference of shares is larger"
+    assert -2 <= paired_difference([0.0, 0.0, 1.0], [1.0, 1.0, 0.0], times=2)["low"] < -1
 
 
 def test_errors_of_independent_numbers_add_in_squares():
