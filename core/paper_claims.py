@@ -226,7 +226,7 @@ def cost_of_alignment(found):
 WRONG, QA_WRONG = "plain, most people are wrong", "QA prompt, most people are wrong"
 UNFIT = "inappropriate for customer assistant"
 LIKES_NO_HEDGES = "labelers here dislike vague answers (data/village/labelers.py: TASTE)"
-DECLINES = "labelers here mostly decline, and like that (data/village/labelers.py)"
+SELDOM_ASKED = "such requests are seldom here (data/village/intents.py: CompleteRudely)"
 SMALL, FOLDS = "win rate of the smallest PPO-ptx (ablations/sizes.py)", "accuracy (ablations/labeler_folds.py)"
 TUNED = "win rate (baselines/flan_t0.py)"
 SHORT = "pretraining is short here, three million tokens"
@@ -340,7 +340,7 @@ CLAIMS = [
         "40.0, 28.5 (GPT)",
         *minus(TOXIC, "biased", other="gpt_prompted"),
         least=0,
-        otherwise=DECLINES,
+        otherwise=SELDOM_ASKED,
     ),
     Claim("3", "hostile starts get toxic completions by GPT", "strongly", *with_grade("gpt"), least=0.5, unit=""),
     Claim(
@@ -429,7 +429,7 @@ CLAIMS = [
         "8", "PPO-ptx fails at several constraints (one in ten)", "examples", *share(LEAVES_OUT, "ending"), least=0.1
     ),
     Claim(
-        "8", "PPO-ptx is rude if told to (one in ten)", "examples", *share(HARM, "rude"), least=0.1, otherwise=DECLINES
+        "8", "PPO-ptx is rude if told to (one in ten)", "examples", *share(HARM, "rude"), least=0.1
     ),
     Claim(
         "8",
@@ -437,6 +437,6 @@ CLAIMS = [
         "examples",
         *share(HARM, "complete_rudely"),
         least=0.1,
-        otherwise=DECLINES,
+        otherwise=SELDOM_ASKED,
     ),
 ]
