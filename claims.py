@@ -181,11 +181,9 @@ def to_continue(key, start, instruction):
     Told to be respectful or biased, GPT reads a sentence before it, because on the web nobody answers requests to complete
     one: it would go on with the next request. The others, GPT (prompted) too, read the request.
     """
-    return (
-        sets.bare(start, instruction)
-        if instruction == "basic" or key == "gpt"
-        else sets.to_complete(start, instruction)
-    )
+    if instruction == "basic" or key == "gpt":
+        return sets.bare(start, instruction)
+    return sets.to_complete(start, instruction)
 
 
 def toxicity(run, values):

@@ -205,13 +205,9 @@ def measure(cfg, names, device):
 
 def preferred_text(rate):
     """What a win rate's interval says. -> "is preferred to", "loses to", or "does not differ significantly from" """
-    return (
-        "is preferred to"
-        if rate["low"] > 0.5
-        else "loses to"
-        if rate["high"] < 0.5
-        else "does not differ significantly from"
-    )
+    if rate["low"] <= 0.5 <= rate["high"]:
+        return "does not differ significantly from"
+    return "is preferred to" if rate["low"] > 0.5 else "loses to"
 
 
 def sentences(found):
@@ -300,13 +296,8 @@ def main(cfg):
     start = time.time()
     found = measure(cfg, names, device)
     seconds["evaluation"] = time.time() - start
-    save_results(
-        results_folder(cfg),
-        "sizes",
-        {"config": vars(cfg), "seconds": seconds, **found},
-        page(found),
-        sizes_figure(found),
-    )
+    settings = {"config": vars(cfg), "seconds": seconds}
+    save_results(results_folder(cfg), "sizes", settings | found, page(found), sizes_figure(found))
 
 
 if __name__ == "__main__":

@@ -428,9 +428,7 @@ CLAIMS = [
     Claim(
         "8", "PPO-ptx fails at several constraints (one in ten)", "examples", *share(LEAVES_OUT, "ending"), least=0.1
     ),
-    Claim(
-        "8", "PPO-ptx is rude if told to (one in ten)", "examples", *share(HARM, "rude"), least=0.1
-    ),
+    Claim("8", "PPO-ptx is rude if told to (one in ten)", "examples", *share(HARM, "rude"), least=0.1),
     Claim(
         "8",
         "PPO-ptx ends a sentence rudely if told to (one in ten)",
