@@ -1,11 +1,12 @@
 """What holds PPO back, its reward model or its policy? Best of n by the reward model, and by the labelers' own taste.
 
-    python ablations/best_of_n.py      # after run.py; -> OUT/best_of_n.md, best_of_n.json, with matplotlib best_of_n.png
+    python ablations/best_of_n.py      # after run.py -> OUT/best_of_n.md, .json, with matplotlib .png
 
 Of n answers by PPO's initial policy to a new prompt the best one is kept, by reward.pt or by the mean taste of the
-training labelers, which no reward model can know better than they do. The same answers, so the gap between the two curves
-is the reward model's. What is still missing to a perfect answer, complete and true, is the policy's: it did not write it in
-n tries. Win rates are by held-out labelers against one SFT answer per prompt, both at T = 1, as in evaluate.py.
+training labelers, which no reward model can know better than they do. The same answers, so the gap between the two
+curves is the reward model's. What is still missing to a perfect answer, complete and true, is the policy's: it did
+not write it in n tries. Win rates are by held-out labelers against one SFT answer per prompt, both at T = 1, as in
+evaluate.py.
 """
 
 import sys

@@ -3,11 +3,12 @@
     python ablations/document_starts.py                                   # on the village's web
     python ablations/document_starts.py --data DATA --block_size 256      # on any data folder
 
-Random windows of a corpus usually begin in the middle of a document; a prompt always begins at position 0. So pretrain.py
-takes windows from where documents begin (--no-anywhere, its default). Both models are measured in three ways: the corpus
-loss of windows from beginnings and of windows from anywhere, and the village's public tasks, which are asked as prompts
-are. Where the data folder or --rankings has rankings, each model becomes a reward model (reward.py), and the accuracy on
-the validation rankings stands beside. The paper does not say how GPT-3's windows were cut.
+Random windows of a corpus usually begin in the middle of a document; a prompt always begins at position 0. So
+pretrain.py takes windows from where documents begin (--no-anywhere, its default). Both models are measured in three
+ways: the corpus loss of windows from beginnings and of windows from anywhere, and the village's public tasks, which
+are asked as prompts are. Where the data folder or --rankings has rankings, each model becomes a reward model
+(reward.py), and the accuracy on the validation rankings stands beside. The paper does not say how GPT-3's windows
+were cut.
 """
 
 import sys

@@ -284,10 +284,18 @@ CLAIMS = [
         least=0,
     ),
     Claim(
-        "2", "PPO-ptx is true and informative more often than GPT", "Fig. 6", *minus(TRUE_AND_INFORMATIVE, QA_WRONG), 0
+        "2",
+        "PPO-ptx is true and informative more often than GPT",
+        "Fig. 6",
+        *minus(TRUE_AND_INFORMATIVE, QA_WRONG),
+        least=0,
     ),
     Claim(
-        "2", "PPO-ptx is true and informative more often, asked plainly", "-", *minus(TRUE_AND_INFORMATIVE, WRONG), 0
+        "2",
+        "PPO-ptx is true and informative more often, asked plainly",
+        "-",
+        *minus(TRUE_AND_INFORMATIVE, WRONG),
+        least=0,
     ),
     Claim(
         "2",
@@ -406,7 +414,11 @@ CLAIMS = [
         least=0,
     ),
     Claim(
-        "7", "PPO-ptx runs programs, hardly demonstrated", "-", *minus(ATTEMPTED, "program", other="gpt_prompted"), 0
+        "7",
+        "PPO-ptx runs programs, hardly demonstrated",
+        "-",
+        *minus(ATTEMPTED, "program", other="gpt_prompted"),
+        least=0,
     ),
     Claim("7", "PPO-ptx runs programs right", "-", *minus(RIGHT, "program", other="gpt_prompted"), least=0),
     Claim(
