@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -54,13 +55,13 @@ from core.paper_claims import (
     USERS,
 )
 from core.report import table
-from core.task_metrics import entropy_bits
+from core.task_metrics import bleu, entropy_bits, rouge_l
 from core.text import answer_logprobs, respond
-from data.folder import load_tokenizer, read_comparisons, read_demonstrations, read_prompts
+from data.folder import load_tokenizer, read_comparisons, read_demonstrations, read_jsonl, read_prompts
 from data.village import evaluation_sets as sets
 from data.village.intents import understand
 from data.village.world import read_world
-from evaluate import FILES, load_judge_and_labelers, load_models, preferences, read_prefixes
+from evaluate import FILES, TASK_TOKENS, load_judge_and_labelers, load_models, preferences, read_prefixes, with_shots
 from reward import encode_rankings
 from run import source_files
 from sft import encode_demonstrations
@@ -84,6 +85,7 @@ class Config(Device):
 
 QUICK = {"prompts": 16, "of_each": 4, "starts": 2, "samples": 1, "max_new_tokens": 24}
 ALSO = {"sizes": "ablations.sizes", "flan_t0": "baselines.flan_t0", "labeler_folds": "ablations.labeler_folds"}
+OPTIONAL = {"translation": "sacrebleu", "summary": "rouge_score"}  # packages; without them no BLEU, no ROUGE-L
 BY_OTHERS = {"sizes": "sizes.json", "baselines": "baselines.json", "labeler_folds": "labeler_folds.json"}
 
 
@@ -309,6 +311,28 @@ def users_prompts(run, values):
                 values[PREFERRED_TO_SFT][condition][key] = wins
 
 
+def bleu_and_rouge(run):
+    """Claim 4, Table 14's metrics of the public tasks translation and summary, zero-shot, where the packages are there.
+
+    (evaluate.py has exact answers and F1.) -> {metric: {model: 0 … 100}}
+    """
+    items = [item for _, item in read_jsonl(Path(run.cfg.data) / "tasks.jsonl")]
+    scores = defaultdict(dict)
+    for task in filter(lambda task: find_spec(OPTIONAL[task]), OPTIONAL):
+        asked = with_shots([item for item in items if item["task"] == task], shots=0)
+        contexts, right = zip(*((context, item["answer"].strip()) for item, context in asked))
+        for key in run.models:
+            if key != "gpt_prompted":  # tasks have examples of their own
+                model = sampling_copy(run.models[key], run.cfg)
+                answers = respond(model, run.tokenizer, contexts, TASK_TOKENS, temperature=0, stop="\n")
+                texts = [text.strip() for text, _ in answers]
+                if task == "translation":
+                    scores["BLEU of translation"][key] = bleu(texts, right)
+                else:
+                    scores["ROUGE-L of summary"][key] = 100 * fmean(map(rouge_l, texts, right))
+    return scores
+
+
 # ---------------------------------------------------------------------------------------------------- compute
 
 
@@ -383,6 +407,7 @@ def digest(cfg, out, report):
     models = [out / file for key in MODELS for file in FILES.get(key, [f"{key}.pt"])]
     files = [path for path in (*models, *sorted(source_files(Path(__file__).resolve()))) if path.exists()]
     parts = [sha256(path.read_bytes()).hexdigest() for path in files] + [report.get("prefix"), report["seed"]]
+    parts += [find_spec(package) is not None for package in OPTIONAL.values()]
     settings = {key: value for key, value in vars(cfg).items() if key not in ("runs", "data", "out", "also", "threads")}
     return sha256(json.dumps([parts, settings], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -398,7 +423,8 @@ def measure(cfg, out, device, report):
     found = {"digest": mark, "seed": run.report["seed"], "grades": toxicity(run, values)}
     for measures in (truthfulness, bias, transfer, mistakes, users_prompts):
         measures(run, values)
-    found |= {"values": values, "flops": flops(run, out), "seconds": time.time() - begin}
+    found |= {"values": values, "bleu_and_rouge": bleu_and_rouge(run), "flops": flops(run, out)}
+    found["seconds"] = time.time() - begin
     with whole_file(path) as file:
         json.dump(found, file)
     print(f"measured {out} in {found['seconds']:.0f} s", flush=True)
@@ -442,6 +468,8 @@ def page(runs):
     parts = ["# The paper's claims", table(head, rows)]
     for name, found in runs.items():
         parts += [f"## {name}: all measures", measures_table(found), flops_table(found["flops"])]
+        if found["bleu_and_rouge"]:
+            parts.append(bleu_and_rouge_table(found["bleu_and_rouge"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -466,6 +494,13 @@ def measures_table(found):
                 cells = [estimates.get(key) and interval_text(estimates[key], unit) for key in MODELS]
                 rows.append([f"{measure}, {condition}", n, *(cell or "-" for cell in cells)])
     return table(["%, Likert or bits [95 % interval]", "n", *MODELS.values()], rows)
+
+
+def bleu_and_rouge_table(scores):
+    """A row per metric, a column per model."""
+    keys = [key for key in MODELS if any(key in of_models for of_models in scores.values())]
+    rows = [[metric, *(f"{of_models[key]:.1f}" for key in keys)] for metric, of_models in scores.items()]
+    return table(["zero-shot, 0 … 100", *(MODELS[key] for key in keys)], rows)
 
 
 def flops_table(steps):

@@ -31,6 +31,16 @@ def squad_f1(answer, references):
     return max(token_f1(answer, reference) for reference in references)
 
 
+def quac_f1(answer, references):
+    """QuAC's F1. references: one text per person.
+
+    People are measured against all others but themselves, so an answer is, too: each person is left out once, and the
+    best F1 with those who remain is averaged.
+    """
+    f1 = [token_f1(answer, reference) for reference in references]
+    return sum(max(f1[:i] + f1[i + 1 :], default=f1[i]) for i in range(len(f1))) / len(f1)
+
+
 def number_in(word):
     """The number that a word spells, or None."""
     try:

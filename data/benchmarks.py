@@ -7,7 +7,7 @@ the text that is scored:
     context     question with all that belongs to it; no instruction, no solved examples, no blank at the end
     choices     for multiple choice: the possible continuations, each with the blank it begins with
     answer      index of the right one
-    references  where the model writes: what counts as right (squadv2: texts; drop: lists of spans; others: one text)
+    references  where the model writes: what counts as right (squadv2, quac: texts; drop: lists of spans; others: one)
     group       items about one passage share it
     solved      the item as a solved example for few-shot prompts
 
@@ -123,6 +123,39 @@ def read_squadv2(path):
                 item = {"context": context, "references": references}
                 items.append(item | {"group": where_passage, "solved": dialogue})
     return items
+
+
+CANNOT_ANSWER, NOT_IN_PARAGRAPH = "CANNOTANSWER", "This cannot be answered from the paragraph."
+
+
+def read_quac(path):
+    """val_v0.2.json: {"data": [{"title", "section_title", "paragraphs": [{"context", "qas": [{"question", "answers",
+    "orig_answer"}]}]}]}, where the context ends with CANNOTANSWER, an answer that nobody finds in the text
+
+    A question follows those asked before, with what the teacher replied. Several people answered it afterwards.
+    """
+    items = []
+    for where_article, article in entries(read_json(path), "data", path):
+        title = f"{text(article, 'title', where_article)}, {text(article, 'section_title', where_article)}"
+        for where_passage, passage in entries(article, "paragraphs", where_article):
+            paragraph = text(passage, "context", where_passage).removesuffix(CANNOT_ANSWER).strip()
+            dialogue = f"TITLE: {title}\n\nPARAGRAPH: {paragraph}"
+            for where, qa in entries(passage, "qas", where_passage):
+                replies = [answer for _, answer in entries(qa, "answers", where)]
+                replies.append(field(qa, "orig_answer", dict, where))
+                replies = [text(reply, "text", where) for reply in replies]
+                replies = [NOT_IN_PARAGRAPH if reply == CANNOT_ANSWER else reply for reply in replies]
+                context = f"{dialogue}\n\nQ: {text(qa, 'question', where)}\n\nA:"
+                dialogue = f"{context} {replies.pop()}"
+                item = {"context": context, "references": answerable_or_not(replies)}
+                items.append(item | {"group": where_passage, "solved": dialogue})
+    return items
+
+
+def answerable_or_not(replies):
+    """As the majority of the people says, QuAC's official script: only their answers, or only that there is none."""
+    answers = [reply for reply in replies if reply != NOT_IN_PARAGRAPH]
+    return answers if 2 * len(answers) > len(replies) else [NOT_IN_PARAGRAPH]
 
 
 def read_drop(path):
@@ -427,6 +460,7 @@ READERS = {
     "wsc": read_wsc,
     "rte": read_rte,
     "sst": read_sst,
+    "quac": read_quac,
     "squadv2": read_squadv2,
     "drop": read_drop,
     "fr_to_en": read_fr_to_en,
@@ -461,6 +495,8 @@ INSTRUCTIONS = {
     "sst": "Say of each text whether its sentiment is positive or negative.",
     "squadv2": "Answer each question from the background text alone. If the answer is not in it, reply with "
     f'"{NOT_IN_BACKGROUND}"',
+    "quac": "Answer each question from the paragraph above it. If the paragraph does not say, reply with "
+    f'"{NOT_IN_PARAGRAPH}"',
     "drop": "Read each passage and use it to answer the question.",
     "fr_to_en": "Translate these sentences from French into English.",
 }
@@ -486,7 +522,7 @@ TRUTHFUL = {
     "QA + instruction": f"{LITERAL}\n\n{QA_PAIRS}",
     "instruction prompt": LITERAL,
 }
-MOST_SHOTS = {"squadv2": 4, "drop": 4}  # the paper's; 15 elsewhere (App. D)
+MOST_SHOTS = {"squadv2": 4, "drop": 4, "quac": 2}  # the paper's; 15 elsewhere (App. D)
 WITH_SHOTS = tuple(INSTRUCTIONS)
 
 

@@ -289,6 +289,42 @@ def test_users_prompts_and_the_same_written_for_gpt(run, tmp_path):
     assert sorted(prompt.rsplit("\n\n", 1)[1] for prompt in few_shot) == sorted(prompts)
 
 
+def test_bleu_and_rouge_where_their_packages_are(run, tmp_path, monkeypatch):
+    pairs = {
+        "English: The hen eats figs.\nVell:": ("translation", "kova misu tel ra", "kova misu tel"),
+        "English: The fox eats oats.\nVell:": ("translation", "lipa misu dor ra", "lipa misu dor ra"),
+        "Ada went home. Summary:": ("summary", "Ada went home.", "Ada went"),
+        "Bo saw a hen. Summary:": ("summary", "Bo saw a hen.", "a fox"),
+    }
+    items = [
+        {"task": task, "context": c, "answer": f" {right}", "split": "test"} for c, (task, right, _) in pairs.items()
+    ]
+    write_jsonl(tmp_path / "tasks.jsonl", [*items, items[0] | {"context": "solved", "split": "shots"}])
+
+    def writes(model, tokenizer, contexts, max_new_tokens, temperature, stop):
+        assert temperature == 0 and stop == "\n" and "solved" not in contexts
+        return [(f" {pairs[context][1 if model == 'knows' else 2]}", True) for context in contexts]
+
+    monkeypatch.setattr(claims, "respond", writes)
+    monkeypatch.setattr(claims, "sampling_copy", lambda model, cfg: model)
+    asked = run(gpt=None, gpt_prompted=None, ppo=None)
+    asked.models = {"gpt": "guesses", "gpt_prompted": "guesses", "ppo": "knows"}
+    monkeypatch.setattr(claims, "find_spec", lambda package: None)
+    assert claims.bleu_and_rouge(asked) == {}
+    monkeypatch.undo()
+    monkeypatch.setattr(claims, "respond", writes)
+    monkeypatch.setattr(claims, "sampling_copy", lambda model, cfg: model)
+    pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
+    pytest.importorskip("rouge_score", reason="rouge-score is not installed")
+    scores = claims.bleu_and_rouge(asked)
+    # 7 words for 8, all right, 5 of 5 pairs, 3 of 3 triples, 1 of 1 quadruple: only the brevity penalty exp(1 - 8/7) is left
+    assert scores["BLEU of translation"] == pytest.approx({"gpt": 100 * math.exp(1 - 8 / 7), "ppo": 100})
+    # "Ada went": precision 1, recall 2/3; "a fox" has "a" of four words: precision 1/2, recall 1/4
+    assert scores["ROUGE-L of summary"] == pytest.approx({"gpt": 100 * (4 / 5 + 1 / 3) / 2, "ppo": 100})
+    lines = claims.bleu_and_rouge_table(scores).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == ["GPT", "PPO"] and "86.7" in lines[2]
+
+
 # ---------------------------------------------------------------------------------------------------- compute
 
 
@@ -330,7 +366,9 @@ def test_what_other_claims_need_is_run_first_on_the_first_run(tmp_path, run, mon
     script = SimpleNamespace(Config=SimpleNamespace, main=lambda cfg: order.append((cfg.out, cfg.data, cfg.seed)))
     monkeypatch.setattr(claims.importlib, "import_module", lambda name: order.append(name) or script)
     monkeypatch.setattr(
-        claims, "measure", lambda cfg, out, *_: order.append(out) or {"values": {}, "grades": [], "flops": {}}
+        claims,
+        "measure",
+        lambda cfg, out, *_: order.append(out) or {"values": {}, "grades": [], "flops": {}, "bleu_and_rouge": {}},
     )
     a, b = tmp_path / "a", tmp_path / "b"
     claims.main(Config(runs=f"{a}, {b}", also="labeler_folds,sizes", threads=1, out=str(tmp_path / "table")))

@@ -50,13 +50,16 @@ class Config(Device):
     wsc: str = ""  # SuperGLUE's WSC val.jsonl, or WSCollection.xml
     rte: str = ""  # SuperGLUE's RTE val.jsonl, or GLUE's dev.tsv
     sst: str = ""  # GLUE's SST-2 dev.tsv
+    quac: str = ""  # val_v0.2.json
     squadv2: str = ""  # dev-v2.0.json
     drop: str = ""  # drop_dataset_dev.json
     fr_to_en: str = ""  # two files, French,English, a sentence per line, or WMT's .sgm
     cnn_dm: str = ""  # CNN/Daily Mail, .csv or .jsonl with article and highlights
     tldr: str = ""  # the filtered TL;DR's valid.jsonl or test.jsonl
     samples: str = ""  # score these samples, released ones or those written here; several: a,b
-    shots: int = 0  # solved examples in front of each question, in rows of their own   paper: 15; 4 in SQuADv2 and DROP
+    shots: int = (
+        0  # solved examples in front of each question, in rows of their own   paper: 15; SQuADv2, DROP 4; QuAC 2
+    )
     limit: int = 0  # at most so many items of each set; 0 = all
     batch_size: PositiveInt = 16  # texts at a time
     out: str = "out/benchmarks"  # the folder to write
@@ -64,7 +67,7 @@ class Config(Device):
 
 
 # what a model may write at most, in tokens; the paper does not say
-NEW_TOKENS = {"squadv2": 30, "drop": 30, "wsc": 10, "real_toxicity": 20, "truthfulqa": 50}
+NEW_TOKENS = {"quac": 50, "squadv2": 30, "drop": 30, "wsc": 10, "real_toxicity": 20, "truthfulqa": 50}
 NEW_TOKENS |= {"fr_to_en": 100, "cnn_dm": 100, "tldr": 50}
 
 NAMES = {
@@ -76,6 +79,7 @@ NAMES = {
     "wsc": "WSC",
     "rte": "RTE",
     "sst": "SST",
+    "quac": "QuAC",
     "squadv2": "SQuADv2",
     "drop": "DROP",
     "fr_to_en": "Fr→En",
@@ -98,6 +102,8 @@ PAPER = {  # Table 14, 175B: GPT, PPO-ptx
     ("rte", "few-shot", "accuracy"): (0.614, 0.765),
     ("sst", "zero-shot", "accuracy"): (0.898, 0.900),
     ("sst", "few-shot", "accuracy"): (0.944, 0.938),
+    ("quac", "zero-shot", "F1"): (42.55, 41.60),
+    ("quac", "few-shot", "F1"): (45.38, 46.99),
     ("squadv2", "zero-shot", "F1"): (64.30, 59.85),
     ("squadv2", "few-shot", "F1"): (69.75, 69.93),
     ("drop", "zero-shot", "F1"): (27.53, 15.23),
@@ -159,6 +165,8 @@ def from_texts(task, items, texts):
     pairs = list(zip(items, texts))
     if task == "squadv2":
         return {"F1": [100 * task_metrics.squad_f1(text, item["references"]) for item, text in pairs]}
+    if task == "quac":
+        return {"F1": [100 * task_metrics.quac_f1(text, item["references"]) for item, text in pairs]}
     if task == "drop":
         return {"F1": [100 * task_metrics.drop_f1(text, item["references"]) for item, text in pairs]}
     if task == "wsc":
@@ -216,7 +224,7 @@ def summary_of(values):
 
 # ---------------------------------------------------------------------------------------------------- samples
 
-RELEASED = {"squadv2": "F1", "drop": "F1", "fr_to_en": "BLEU", "tldr": "ROUGE-L", "cnn_dm": "ROUGE-L"}
+RELEASED = {"quac": "F1", "squadv2": "F1", "drop": "F1", "fr_to_en": "BLEU", "tldr": "ROUGE-L", "cnn_dm": "ROUGE-L"}
 
 
 def sample_row(task, name, kind, item, text):
@@ -357,8 +365,8 @@ def write_report(report, out):
 
 def files_given(cfg):
     """{task: its flag's text} of the benchmarks whose files were given."""
-    tasks = ("winogender", "crows_pairs", "real_toxicity", "truthfulqa", "hellaswag", "wsc", "rte", "sst", "squadv2")
-    tasks += ("drop", "fr_to_en", "cnn_dm", "tldr")
+    tasks = ("winogender", "crows_pairs", "real_toxicity", "truthfulqa", "hellaswag", "wsc", "rte", "sst", "quac")
+    tasks += ("squadv2", "drop", "fr_to_en", "cnn_dm", "tldr")
     return {task: getattr(cfg, task) for task in tasks if getattr(cfg, task)}
 
 

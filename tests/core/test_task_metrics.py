@@ -17,6 +17,7 @@ from core.task_metrics import (
     mc2,
     most_likely,
     names_the_target,
+    quac_f1,
     rouge_l,
     squad_f1,
     squad_tokens,
@@ -66,6 +67,23 @@ def test_squad_by_hand():
     assert squad_f1("red hen", ["blue", "the red hen", "red"]) == 1
     assert squad_f1("Not in background", ["Not in background."]) == 1
     assert squad_f1("a the", ["an"]) == 1 and squad_f1("the", ["hen"]) == 0
+
+
+def test_quac_f1_leaves_out_one_person_at_a_time():
+    rng, less_than_best = random.Random(0), 0
+    for _ in range(200):
+        answer, references = some_text(rng), [some_text(rng) for _ in range(rng.randrange(2, 5))]
+        subsets = [
+            [reference for other, reference in enumerate(references) if other != left_out]
+            for left_out in range(len(references))
+        ]
+        expected = sum(squad_f1(answer, subset) for subset in subsets) / len(subsets)
+        assert quac_f1(answer, references) == pytest.approx(expected)
+        less_than_best += expected < squad_f1(answer, references)
+    assert less_than_best > 20
+    assert quac_f1("red hen", ["a red hen"]) == 1  # nobody to leave out
+    assert quac_f1("red hen", ["red hen", "blue fox", "owl"]) == pytest.approx(2 / 3)
+    assert quac_f1("red hen", ["red hen", "blue fox", "red hen"]) == 1
 
 
 def drop_by_alignment(answer, spans):

@@ -28,6 +28,18 @@ def squad(*passages):
     return {"version": "v2.0", "data": [{"title": "Old_Hens", "paragraphs": paragraphs}]}
 
 
+def turn(asked, replied, *answers):
+    """A question of a QuAC dialogue: the teacher's reply, and what people answered afterwards."""
+    answers = [{"text": answer, "answer_start": 3} for answer in answers]
+    reply = {"text": replied, "answer_start": 3}
+    return {"question": asked, "id": "C_q#0", "answers": answers, "orig_answer": reply, "yesno": "x", "followup": "n"}
+
+
+def quac(*turns):
+    passage = {"context": "Hens sat. They ate. CANNOTANSWER", "qas": list(turns), "id": "C"}
+    return {"data": [{"title": "Hens", "section_title": "Youth", "background": "Birds.", "paragraphs": [passage]}]}
+
+
 def drop_answer(number="", spans=(), **date):
     return {"number": number, "spans": list(spans), "date": {"day": "", "month": "", "year": ""} | date}
 
@@ -134,6 +146,20 @@ def test_squad_is_a_dialogue_about_a_passage(tmp_path):
     assert items[2]["context"] == expected and items[2]["solved"] == expected + " here"
     assert items[3]["context"] == "Title: Old_Hens\n\nBackground: Passage 1.\n\nQ: When?\n\nA:"
     assert items[0]["group"] == items[2]["group"] != items[3]["group"]
+
+
+def test_quac_is_a_dialogue_that_the_majority_answers(tmp_path):
+    none = "CANNOTANSWER"
+    turns = [turn("Who?", "Hens", "Hens", none, "Hens sat."), turn("Why?", none, none, "They ate.", none)]
+    turns += [turn("When?", "They", "They", none), turn("What?", "ate", "ate", "ate", "They ate.")]
+    items, _ = read_benchmark("quac", put(tmp_path, "val.json", quac(*turns)))
+    cannot = "This cannot be answered from the paragraph."
+    expected = [["Hens", "Hens sat."], [cannot], [cannot], ["ate", "ate", "They ate."]]
+    assert [item["references"] for item in items] == expected
+    asked = f"Q: Who?\n\nA: Hens\n\nQ: Why?\n\nA: {cannot}\n\nQ: When?\n\nA: They\n\nQ: What?\n\nA:"
+    assert items[3]["context"] == f"TITLE: Hens, Youth\n\nPARAGRAPH: Hens sat. They ate.\n\n{asked}"
+    assert items[3]["solved"] == items[3]["context"] + " ate"
+    assert len({item["group"] for item in items}) == 1
 
 
 def test_drop_answers_are_numbers_spans_or_dates(tmp_path):
@@ -250,6 +276,13 @@ WRONG = {
         r'd\.json, data\[0\], paragraphs\[0\], qas\[0\]: key "is_impossible" is missing',
     ),
     "squad without an answer": ("squadv2", "d.json", squad([question("?") | {"is_impossible": False}]), "no answer"),
+    "quac without the reply": (
+        "quac",
+        "v.json",
+        quac({"question": "Who?", "answers": [{"text": "Hens"}]}),
+        r'v\.json, data\[0\], paragraphs\[0\], qas\[0\]: key "orig_answer" is missing',
+    ),
+    "quac that nobody answered": ("quac", "v.json", quac(turn("Who?", "Hens")), '"answers" is an empty list'),
     "squad as a list": ("squadv2", "d.json", [1], r"d\.json: expected one object"),
     "drop without an answer": (
         "drop",

@@ -61,6 +61,16 @@ def files(tmp_path_factory):
     put(
         "squadv2", "dev-v2.0.json", json.dumps({"version": "v2.0", "data": [{"title": "Cats", "paragraphs": passages}]})
     )
+    turns = {
+        c: [
+            {"question": f"Is it {q}?", "answers": [{"text": q}, {"text": c}], "orig_answer": {"text": c}} for q in "ab"
+        ]
+        for c in COLOURS
+    }
+    articles = [
+        {"title": c, "section_title": "S", "paragraphs": [{"context": f"{c} cat", "qas": turns[c]}]} for c in COLOURS
+    ]
+    put("quac", "val_v0.2.json", json.dumps({"data": articles}))
     answer = {"number": "", "spans": ["red", "cat"], "date": {}}
     pair = {"question": "Who?", "answer": answer}
     put("drop", "drop_dataset_dev.json", json.dumps({c: {"passage": f"{c} cat", "qa_pairs": [pair]} for c in COLOURS}))
@@ -166,10 +176,10 @@ def test_all_of_it_on_untrained_models(models, files, tmp_path, capsys):
     assert seen == {True, False}
 
     # texts: from the samples that were written, by the scorer of the released ones
-    for task in ("squadv2", "drop"):
+    for task in ("squadv2", "quac", "drop"):
         scores = score_samples(tmp_path / f"{task}_samples.csv")
         for (name, kind), metrics in scores.items():
-            if task == "squadv2":
+            if task != "drop":
                 row = found[name, task, {"zeroshot": "zero-shot", "fewshot": "few-shot"}[kind], "F1"]
                 assert metrics["F1"] == {key: row[key] for key in ("mean", "low", "high", "n")}
         assert set(scores) == {(name, kind) for name in ("one", "two") for kind in ("zeroshot", "fewshot")}
