@@ -266,14 +266,16 @@ def update_values(value_model, optimizer, minibatch, cfg):
 # ---------------------------------------------------------------------------------------------------- the loop
 
 
-def main(cfg):
+def main(cfg, reward_model=None):
+    """reward_model: what scores responses, instead of the one in the file; all it needs is ScalarModel's `score`."""
     device, out = set_up(cfg), output_folder(cfg.out)
     name = cfg.name or ("ppo_ptx" if cfg.ptx_coef else "ppo")
     init, reward = cfg.init or out / "ppo_init.pt", cfg.reward_model or out / "reward.pt"
     tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
     policy = load_policy(init, cfg, device, tokenizer_spec)
     reference = load_policy(init, cfg, device, tokenizer_spec).requires_grad_(False)
-    reward_model = load_scalar_model(reward, cfg, device, tokenizer_spec).requires_grad_(False)
+    if reward_model is None:
+        reward_model = load_scalar_model(reward, cfg, device, tokenizer_spec).requires_grad_(False)
     value_model = load_scalar_model(reward, cfg, device, tokenizer_spec)  # starts from the reward model (C.4)
     policy_optimizer = adamw(policy, cfg.learning_rate)
     value_optimizer = adamw(value_model, cfg.value_learning_rate)

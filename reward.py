@@ -61,7 +61,7 @@ class Config(Training):
     weight_decay: float = 0.0  # the paper is silent
     max_grad_norm: PositiveFloat = 1.0  # the paper is silent
     shuffle_pairs: bool = False  # train on shuffled single pairs instead, to see them overfit
-    eval_every: PositiveInt = 300  # steps between validation accuracies
+    eval_every: PositiveInt = 600  # steps between validation accuracies
     seed: Seed = 0  # of data order
 
 

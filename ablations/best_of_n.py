@@ -1,28 +1,34 @@
-"""What holds PPO back, its reward model or its policy? Best of n by the reward model, and by the labelers' own taste.
+"""What holds PPO back, its reward model or its policy? PPO and best of n by the reward model, and by the labelers' own taste.
 
-    python ablations/best_of_n.py      # after run.py -> OUT/best_of_n.md, .json, with matplotlib .png
+    python ablations/best_of_n.py      # after run.py, a minute -> OUT/best_of_n.md, .json, with matplotlib .png; OUT/taste.pt
 
-Of n answers by PPO's initial policy to a new prompt the best one is kept, by reward.pt or by the mean taste of the
-training labelers, which no reward model can know better than they do. The same answers, so the gap between the two
-curves is the reward model's. What is still missing to a perfect answer, complete and true, is the policy's: it did
-not write it in n tries. Win rates are by held-out labelers against one SFT answer per prompt, both at T = 1, as in
-evaluate.py.
+The training labelers' mean taste, before any mood, is what no reward model can know better than they do. Best of n: of n
+answers by PPO's initial policy to a new prompt the best one is kept, by reward.pt or by this taste; the answers are the
+same. PPO: run.py's, and one with the same settings that the taste itself rewards, scaled until the scores of those answers
+spread as reward.pt's do. What the taste does better is the reward model's fault. What is then still missing to a perfect
+answer, complete and true, is the policy's. Win rates are by held-out labelers against one SFT answer per prompt, both at
+T = 1, as in evaluate.py.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
+import ppo
 from core.batches import generator
-from core.checkpoint import load_policy, load_scalar_model
+from core.checkpoint import load_policy, load_scalar_model, settings_of
 from core.config import Device, PositiveInt, Seed, command_line
 from core.device import sampling_copy, set_up
 from core.output import output_folder
-from core.report import interval, new_figure, save_results, table
-from core.text import best_of_n, respond
+from core.report import colours, interval, new_figure, save_results, table
+from core.text import best_of_n, decode_answer, respond, score_answers
 from data.folder import load_tokenizer
+from data.village.grammar import PROMPT_END
 from data.village.judge import Judge
 from data.village.labelers import load_labelers
 from evaluate import gold_report, test_records, win_rate
@@ -40,15 +46,34 @@ class Config(Device):
     unseen_prompts = 0  # all in phrasings that training prompts have
 
 
-def best_by_taste(labelers, prompts, answers, n):
-    """Of every n answers to a prompt the index of the one that the labelers like best on average, before any mood.
+class Taste:
+    """How much labelers like an answer on average, before any mood; scores rows of tokens as a reward model does."""
+
+    def __init__(self, labelers, tokenizer, scale=1.0):
+        self.labelers, self.tokenizer, self.scale = labelers, tokenizer, scale
+
+    def of(self, prompt, text):
+        return self.scale * fmean(person.impression(prompt, text) for person in self.labelers)
+
+    def score(self, tokens, lengths):
+        """Rows of a prompt, which ends with PROMPT_END, and a response. tokens: (B, T), lengths: (B,) -> (B,)"""
+        texts = [decode_answer(self.tokenizer, row[:n])[0] for row, n in zip(tokens.tolist(), lengths.tolist())]
+        parts = [text.partition(PROMPT_END) for text in texts]
+        return torch.tensor([self.of(asked + end, answer) for asked, end, answer in parts], device=tokens.device)
+
+
+def best_by_taste(taste, prompts, answers, n):
+    """Of every n answers to a prompt the index of the one that the labelers like best.
 
     prompts: list of str; answers: n per prompt, one prompt after the other, as (text, ended). -> [index into answers]
     """
-    liking = [
-        sum(person.impression(prompts[i // n], text) for person in labelers) for i, (text, _) in enumerate(answers)
-    ]
+    liking = [taste.of(prompts[i // n], text) for i, (text, _) in enumerate(answers)]
     return [max(range(first, first + n), key=liking.__getitem__) for first in range(0, len(answers), n)]
+
+
+def spread_within_prompts(scores, n):
+    """Standard deviation of the scores of n answers to one prompt, over all prompts. scores: n per prompt, in a row."""
+    return torch.tensor(scores).view(-1, n).var(dim=1, correction=0).mean().sqrt().item()
 
 
 def main(cfg):
@@ -71,24 +96,38 @@ def main(cfg):
         return {"held_out": rate} | {key: gold[key] for key in ("helpful", "truthful_and_informative", "likert")}
 
     opponents = [text for text, _ in answers_of(sft, prompts, "opponents")]
-    sampled = answers_of(policy, [prompt for prompt in prompts for _ in range(cfg.best_of)], "best of n")
-    curves, n = {"reward model": {}, "labelers' own taste": {}}, 1
+    asked = [prompt for prompt in prompts for _ in range(cfg.best_of)]
+    sampled = answers_of(policy, asked, "best of n")
+    taste, curves, n = Taste(training, tokenizer), {"reward model": {}, "labelers' own taste": {}}, 1
     while n <= cfg.best_of:
         first_n = [sampled[i] for i in range(len(sampled)) if i % cfg.best_of < n]
         chosen = {
             "reward model": [i for i, _ in best_of_n(reward_model, tokenizer, prompts, first_n, n)],
-            "labelers' own taste": best_by_taste(training, prompts, first_n, n),
+            "labelers' own taste": best_by_taste(taste, prompts, first_n, n),
         }
         for name, indices in chosen.items():
             curves[name][n] = judged([first_n[i][0] for i in indices])
         n *= 2
     perfect = judged([judge.good_answer(prompt) for prompt in prompts])
 
+    taste.scale = spread_within_prompts(score_answers(reward_model, tokenizer, asked, sampled), cfg.best_of)
+    taste.scale /= spread_within_prompts(
+        [taste.of(*pair) for pair in zip(asked, (text for text, _ in sampled))], cfg.best_of
+    )
+    shared = {name: getattr(cfg, name) for name in ("data", "out", "device", "threads", "dtype")}
+    settings = settings_of(out / "ppo.pt", ppo.Config) | shared | {"name": "taste", "save_every": 20, "resume": True}
+    ppo.main(ppo.Config(**settings), reward_model=taste)
+    policies = {"reward model": "ppo.pt", "labelers' own taste": "taste.pt"}
+    policies = {
+        name: load_policy(out / file, cfg, device, tokenizer_spec, sharded=False) for name, file in policies.items()
+    }
+    by_ppo = {name: judged([text for text, _ in answers_of(p, prompts, "answers")]) for name, p in policies.items()}
+
     rows = [cells(f"best of {n} by {name}", found) for name, curve in curves.items() for n, found in curve.items()]
-    head = ["", "win % vs SFT, held-out", "helpful", "true, on task", "Likert"]
-    text = table(head, [*rows, cells("a perfect answer", perfect)]) + "\n"
-    found = {"config": vars(cfg), "curves": curves, "perfect": perfect}
-    save_results(out, "best_of_n", found, text, best_of_n_figure(curves, perfect))
+    rows += [cells(f"PPO by {name}", found) for name, found in by_ppo.items()] + [cells("a perfect answer", perfect)]
+    text = table(["", "win % vs SFT, held-out", "helpful", "true, on task", "Likert"], rows) + "\n"
+    found = {"config": vars(cfg), "curves": curves, "ppo": by_ppo, "perfect": perfect}
+    save_results(out, "best_of_n", found, text, best_of_n_figure(curves, by_ppo, perfect))
 
 
 def cells(name, found):
@@ -97,15 +136,23 @@ def cells(name, found):
     return [name, interval(found["held_out"]), *numbers]
 
 
-def best_of_n_figure(curves, perfect):
-    """Win rate against n, a line per chooser, and what a perfect answer gets. -> matplotlib's Figure or None"""
+def best_of_n_figure(curves, by_ppo, perfect):
+    """Win rate against n, a line per chooser, and what PPO and a perfect answer get. -> matplotlib's Figure or None"""
     if (figure := new_figure(4)) is None:
         return None
     axes = figure.subplots()
-    for name, curve in curves.items():
+    for (name, curve), colour in zip(curves.items(), colours(len(curves))):
         rates = [found["held_out"] for found in curve.values()]
         errors = [100 * (rate["high"] - rate["mean"]) for rate in rates]
-        axes.errorbar(list(curve), [100 * rate["mean"] for rate in rates], errors, capsize=2, label=f"best by {name}")
+        axes.errorbar(
+            list(curve),
+            [100 * rate["mean"] for rate in rates],
+            errors,
+            capsize=2,
+            color=colour,
+            label=f"best by {name}",
+        )
+        axes.axhline(100 * by_ppo[name]["held_out"]["mean"], color=colour, linestyle=":", label=f"PPO by {name}")
     axes.axhline(100 * perfect["held_out"]["mean"], color="grey", linestyle="--", label="a perfect answer")
     axes.set_xscale("log", base=2)
     axes.set(xlabel="n answers to choose from", ylabel="win rate against SFT, %")

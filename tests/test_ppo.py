@@ -709,6 +709,22 @@ def test_a_toy_reward_goes_up(data, run, tokenizer_spec, tiny):
     assert values.head.bias.item() != toy.head.bias.item(), "it has learned, and is no longer the reward model"
 
 
+def test_anything_that_scores_can_stand_in_for_the_reward_model(data, run):
+    """Who likes responses that end with an odd id: PPO makes them, and the samples have these scores."""
+    said = []
+
+    class LikesOddEnds:
+        def score(self, tokens, lengths):
+            said.append((tokens.gather(1, lengths[:, None] - 1) % 2).squeeze(1).float())
+            return said[-1]
+
+    cfg = config(data, run, iterations=25, batch_size=32, learning_rate=0.01, kl_coef=0.0, sample_every=100)
+    ppo.main(cfg, reward_model=LikesOddEnds())
+    records, samples = records_of(run / "ppo.jsonl"), records_of(run / "ppo.samples.jsonl")
+    assert records[0]["score"] < 0.7 and records[-1]["score"] > 0.9
+    assert [sample["score"] for sample in samples[-3:]] == said[-1].tolist()
+
+
 def test_the_penalty_holds_the_policy_back(data, run):
     """The same run with a large β stays closer to the reference."""
     kl = {}

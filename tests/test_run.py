@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import weights_of
+from runs import records_of, same, weights_of
 
 import run
 from core.config import BadInput
@@ -224,6 +224,10 @@ def test_best_of_n_by_reward_model_and_by_taste(killed, capsys):
     by_model, by_taste = found["curves"].values()
     assert list(by_model) == list(by_taste) == ["1", "2", "4"] and by_model["1"] == by_taste["1"], "nothing to choose"
     assert found["perfect"]["likert"] == 7 >= by_taste["4"]["likert"] and found["perfect"]["helpful"] == 1
+    assert list(found["ppo"]) == list(found["curves"]) and "PPO by labelers' own taste" in printed
+    first, last = (records_of(out / "taste.jsonl")[i]["step"] for i in (0, -1))
+    assert (first, last) == (1, records_of(out / "ppo.jsonl")[-1]["step"]), "as long as run.py's own"
+    assert not same(weights_of(out / "taste.pt"), weights_of(out / "ppo.pt"))
 
 
 def test_the_alternatives_on_one_table(killed, capsys):

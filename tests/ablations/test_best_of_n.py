@@ -1,8 +1,12 @@
-"""Best of n by the labelers' taste. (tests/test_run.py runs the command.)"""
+"""Best of n, and scores, by the labelers' taste. (tests/test_run.py runs the command.)"""
 
+from statistics import pstdev
 from types import SimpleNamespace
 
-from ablations.best_of_n import best_by_taste, cells
+import pytest
+
+from ablations.best_of_n import Taste, best_by_taste, cells, spread_within_prompts
+from model import pad
 
 
 def test_the_best_by_taste_is_found_by_hand():
@@ -10,9 +14,27 @@ def test_the_best_by_taste_is_found_by_hand():
     length = SimpleNamespace(impression=lambda prompt, text: len(text) if prompt == "p" else -len(text))
     marks = SimpleNamespace(impression=lambda prompt, text: 10 * text.count("x"))
     answers = [(text, True) for text in ("aaaa", "x", "aaaaaaaaaaaaaa", "aaaa", "xa", "a")]
-    assert best_by_taste([length], ["p", "q"], answers, 3) == [2, 5]
-    assert best_by_taste([length, marks], ["p", "q"], answers, 3) == [2, 4], "4, 11, 14 and -4, 8, -1"
-    assert best_by_taste([marks], ["p"] * 6, answers, 1) == [0, 1, 2, 3, 4, 5]
+    assert best_by_taste(Taste([length], None), ["p", "q"], answers, 3) == [2, 5]
+    assert best_by_taste(Taste([length, marks], None), ["p", "q"], answers, 3) == [2, 4], "4, 11, 14 and -4, 8, -1"
+    assert best_by_taste(Taste([marks], None), ["p"] * 6, answers, 1) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_taste_scores_rows_as_a_reward_model_does(tokenizer):
+    """Prompt and answer are found again in the tokens; padding, and end-of-text, belong to neither."""
+    heard = []
+    person = SimpleNamespace(impression=lambda prompt, text: heard.append((prompt, text)) or len(text))
+    other = SimpleNamespace(impression=lambda prompt, text: 0.0)
+    pairs = [("Emil: Hello!\nFriend:\n>", " Hello Emil.\n> Hello."), ("What?\n>", " An owl."), ("Who?\n>", "")]
+    rows = [tokenizer.encode_ordinary(prompt) + tokenizer.encode_ordinary(text) for prompt, text in pairs]
+    rows[1].append(tokenizer.eot_token)
+    scores = Taste([person, other], tokenizer, scale=3.0).score(*pad(rows, value=tokenizer.eot_token))
+    assert heard == pairs and scores.tolist() == [3 * len(text) / 2 for _, text in pairs]
+
+
+def test_spread_is_within_prompts():
+    first, second = [1.0, 2.0, 6.0], [100.0, 101.0, 108.0]
+    expected = ((pstdev(first) ** 2 + pstdev(second) ** 2) / 2) ** 0.5
+    assert spread_within_prompts(first + second, 3) == pytest.approx(expected)
 
 
 def test_a_row_of_the_table():
