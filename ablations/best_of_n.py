@@ -6,11 +6,12 @@ The training labelers' mean taste, before any mood, is what no reward model can 
 answers by PPO's initial policy to a new prompt the best one is kept, by reward.pt or by this taste; the answers are the
 same. PPO: run.py's, and one with the same settings that the taste itself rewards, scaled until the scores of those answers
 spread as reward.pt's do. What the taste does better is the reward model's fault. What is then still missing to a perfect
-answer, complete and true, is the policy's. Win rates are by held-out labelers against one SFT answer per prompt, both at
-T = 1, as in evaluate.py.
+answer, complete and true, is the policy's; a second table says in which requests. Win rates are by held-out labelers
+against one SFT answer per prompt, both at T = 1, as in evaluate.py.
 """
 
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,10 +26,11 @@ from core.checkpoint import load_policy, load_scalar_model, settings_of
 from core.config import Device, PositiveInt, Seed, command_line
 from core.device import sampling_copy, set_up
 from core.output import output_folder
-from core.report import colours, interval, new_figure, save_results, table
+from core.report import colours, interval, new_figure, percent, save_results, shortened, table
 from core.text import best_of_n, decode_answer, respond, score_answers
 from data.folder import load_tokenizer
 from data.village.grammar import PROMPT_END
+from data.village.intents import understand
 from data.village.judge import Judge
 from data.village.labelers import load_labelers
 from evaluate import gold_report, test_records, win_rate
@@ -111,22 +113,23 @@ def main(cfg):
     perfect = judged([judge.good_answer(prompt) for prompt in prompts])
 
     taste.scale = spread_within_prompts(score_answers(reward_model, tokenizer, asked, sampled), cfg.best_of)
-    taste.scale /= spread_within_prompts(
-        [taste.of(*pair) for pair in zip(asked, (text for text, _ in sampled))], cfg.best_of
-    )
+    liking = [taste.of(prompt, text) for prompt, (text, _) in zip(asked, sampled)]
+    taste.scale /= spread_within_prompts(liking, cfg.best_of)
     shared = {name: getattr(cfg, name) for name in ("data", "out", "device", "threads", "dtype")}
     settings = settings_of(out / "ppo.pt", ppo.Config) | shared | {"name": "taste", "save_every": 20, "resume": True}
     ppo.main(ppo.Config(**settings), reward_model=taste)
-    policies = {"reward model": "ppo.pt", "labelers' own taste": "taste.pt"}
-    policies = {
-        name: load_policy(out / file, cfg, device, tokenizer_spec, sharded=False) for name, file in policies.items()
-    }
-    by_ppo = {name: judged([text for text, _ in answers_of(p, prompts, "answers")]) for name, p in policies.items()}
+    answers = {}
+    for name, file in {"reward model": "ppo.pt", "labelers' own taste": "taste.pt"}.items():
+        improved = load_policy(out / file, cfg, device, tokenizer_spec, sharded=False)
+        answers[name] = [text for text, _ in answers_of(improved, prompts, "answers")]
+    by_ppo = {name: judged(texts) for name, texts in answers.items()}
+    lost = {name: marks_lost(judge, prompts, texts) for name, texts in answers.items()}
 
     rows = [cells(f"best of {n} by {name}", found) for name, curve in curves.items() for n, found in curve.items()]
     rows += [cells(f"PPO by {name}", found) for name, found in by_ppo.items()] + [cells("a perfect answer", perfect)]
-    text = table(["", "win % vs SFT, held-out", "helpful", "true, on task", "Likert"], rows) + "\n"
-    found = {"config": vars(cfg), "curves": curves, "ppo": by_ppo, "perfect": perfect}
+    text = table(["", "win % vs SFT, held-out", "helpful", "true, on task", "Likert"], rows)
+    text += f"\n\n{lost_table(lost)}\n"
+    found = {"config": vars(cfg), "curves": curves, "ppo": by_ppo, "perfect": perfect, "marks_lost": lost}
     save_results(out, "best_of_n", found, text, best_of_n_figure(curves, by_ppo, perfect))
 
 
@@ -134,6 +137,33 @@ def cells(name, found):
     """A row of the table."""
     numbers = [f"{found[key]:.2f}" for key in ("helpful", "truthful_and_informative", "likert")]
     return [name, interval(found["held_out"]), *numbers]
+
+
+def marks_lost(judge, prompts, texts):
+    """How many of the judge's 7 marks the answers lack, by kind of request.
+
+    -> {kind: {"n", "lost": marks in all, "example": [prompt, answer] of the first answer that lacks most}}, most first
+    """
+    by_kind = defaultdict(list)
+    for prompt, text in zip(prompts, texts):
+        by_kind[understand(prompt)[0].name].append((7 - judge(prompt, text)["likert"], prompt, text))
+    found = {}
+    for kind, answers in by_kind.items():
+        _, *example = max(answers, key=lambda answer: answer[0])
+        found[kind] = {"n": len(answers), "lost": sum(marks for marks, *_ in answers), "example": example}
+    return dict(sorted(found.items(), key=lambda item: -item[1]["lost"]))
+
+
+def lost_table(lost, kinds=12):
+    """The kinds of request in which PPO by the reward model loses most, beside PPO by the taste."""
+    (by_model, by_taste), rows = lost.values(), []
+    totals = [max(1, sum(found["lost"] for found in some.values())) for some in (by_model, by_taste)]
+    for kind, found in list(by_model.items())[:kinds]:
+        prompt, answer = found["example"]
+        shares = [percent(some[kind]["lost"] / total) for some, total in zip((by_model, by_taste), totals)]
+        rows.append([kind, found["n"], *shares, f"{shortened(prompt, 70)} → {shortened(answer, 60)}"])
+    head = ["request", "n", "of the marks that PPO by reward model lacks", "by taste", "for example, by reward model"]
+    return table(head, rows)
 
 
 def best_of_n_figure(curves, by_ppo, perfect):

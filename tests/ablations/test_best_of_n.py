@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ablations.best_of_n import Taste, best_by_taste, cells, spread_within_prompts
+from ablations.best_of_n import Taste, best_by_taste, cells, lost_table, marks_lost, spread_within_prompts
 from model import pad
 
 
@@ -35,6 +35,23 @@ def test_spread_is_within_prompts():
     first, second = [1.0, 2.0, 6.0], [100.0, 101.0, 108.0]
     expected = ((pstdev(first) ** 2 + pstdev(second) ** 2) / 2) ** 0.5
     assert spread_within_prompts(first + second, 3) == pytest.approx(expected)
+
+
+def test_the_marks_that_answers_lack_by_hand():
+    marks = {" right": 7, " poor": 3, " worse": 1}
+    letter, story = (
+        "Write a letter from Olga to Zeno about the comb.\n>",
+        "Write a short story about Nils and a bear.\n>",
+    )
+    prompts, texts = [letter, story, letter, story, story], [" poor", " worse", " right", " worse", " right"]
+    lost = marks_lost(lambda prompt, text: {"likert": marks[text]}, prompts, texts)
+    assert list(lost) == ["story", "letter"], "most first"
+    assert lost["story"] == {"n": 3, "lost": 12, "example": [story, " worse"]}
+    assert lost["letter"] == {"n": 2, "lost": 4, "example": [letter, " poor"]}
+    better = {"letter": {"n": 2, "lost": 1, "example": []}, "story": {"n": 3, "lost": 0, "example": []}}
+    first, second = lost_table({"model": lost, "taste": better}).splitlines()[2:]
+    assert [cell.strip() for cell in first.split("|")[1:5]] == ["story", "3", "75 %", "0 %"]
+    assert [cell.strip() for cell in second.split("|")[1:5]] == ["letter", "2", "25 %", "100 %"]
 
 
 def test_a_row_of_the_table():
