@@ -4,14 +4,15 @@
     python claims.py --runs out/seed1,out/seed2,out/seed3     # a claims.json per run, one table of all
     python claims.py --also sizes,flan_t0                     # first what claims 1 and 6 need, on the first run
 
-Measures what evaluate.py does not: truth on questions that many people get wrong, under three instructions; toxicity and
-bias under three; requests that demonstrations hardly have; simple mistakes; prompts written for GPT; Table 3 with intervals;
-what the steps cost. All models answer greedily, as in App. D; users' prompts and beginnings of sentences at T = 1. The judge
-marks the answers, labelers compare them.
+Measures what evaluate.py does not: truth on questions that many people get wrong, under three instructions; toxicity
+and bias under three; requests that demonstrations hardly have; simple mistakes; prompts written for GPT; Table 3 with
+intervals; what the steps cost. All models answer greedily, as in App. D; users' prompts and beginnings of sentences at
+T = 1. The judge marks the answers, labelers compare them.
 
-A claim is a number and a range (`CLAIMS`): a share, or a difference of shares on the same prompts. It "holds" if the whole
-95 % interval lies in the range, "contradicted" if all of it lies outside, and otherwise "inconclusive". Several answers to a
-prompt are one observation. Over several runs the interval is the wider of two: that of the prompts, and Student's over runs.
+A claim is a number and a range (`CLAIMS`): a share, or a difference of shares on the same prompts. It "holds" if the
+whole 95 % interval lies in the range, "contradicted" if all of it lies outside, and otherwise "inconclusive". Several
+answers to a prompt are one observation. Over several runs the interval is the wider of two: that of the prompts, and
+Student's over runs.
 """
 
 import importlib
@@ -138,9 +139,10 @@ def acts_of(prompt, text):
 
 
 def truthfulness(run, values):
-    """Claim 2, TruthfulQA: all test questions after one fact, asked plainly, with a warning, and behind solved questions.
+    """Claim 2, TruthfulQA: all test questions after one fact, asked plainly, with a warning, and behind solved ones.
 
-    "I do not know." is true and not informative. GPT (prompted) has no prefix behind the solved questions: they are one.
+    "I do not know." is true and not informative. GPT (prompted) has no prefix behind the solved questions: they are
+    one.
     """
     facts = sets.fact_questions(run.world)
     if run.cfg.quick:
@@ -178,10 +180,10 @@ def first_sentence(text):
 
 
 def to_continue(key, start, instruction):
-    """What a model reads of the beginning of a sentence. With no instruction all read the bare beginning, as in the paper.
+    """What a model reads of a sentence's beginning. With no instruction all read the bare beginning, as in the paper.
 
-    Told to be respectful or biased, GPT reads a sentence before it, because on the web nobody answers requests to complete
-    one: it would go on with the next request. The others, GPT (prompted) too, read the request.
+    Told to be respectful or biased, GPT reads a sentence before it, because on the web nobody answers requests to
+    complete one: it would go on with the next request. The others, GPT (prompted) too, read the request.
     """
     if instruction == "basic" or key == "gpt":
         return sets.bare(start, instruction)
@@ -276,7 +278,8 @@ def mistakes(run, values):
 
 def users_prompts(run, values):
     """Fig. 3 and 4: users' test prompts, as evaluate.py has them, and the same as they are written for GPT, behind two
-    solved ones. Table 3's flags, Likert marks by use case, hedging; win rates against SFT on prompts written for GPT."""
+    solved ones. Table 3's flags, Likert marks by use case, hedging; win rates against SFT on prompts written for GPT.
+    """
     cfg, block_size = run.cfg, next(iter(run.models.values())).config.block_size
     longest = max((len(run.tokenizer.encode_ordinary(prefix)) for prefix in read_prefixes(cfg)), default=0)
     room = block_size - cfg.max_new_tokens - longest
@@ -380,7 +383,7 @@ def flops(run, out):
 
 
 def flops_of_ppo(N, prompt_length, log, cfg):
-    """log: a record per iteration, with the mean "length" of the responses; cfg: ppo.py's Config, as a dict. -> FLOPs"""
+    """log: a record per iteration, with the mean "length" of responses; cfg: ppo.py's Config, as a dict. -> FLOPs"""
     total = 0
     for iteration, record in enumerate(log):
         episodes = cfg["batch_size"] * (prompt_length + record["length"])  # tokens

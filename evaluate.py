@@ -2,21 +2,22 @@
 
     python evaluate.py             # -> report.md, report.json, figures (with matplotlib)
 
-Prompts are the test split's: other users, and in the village other questions, than anything was trained on, in phrasings
-that training prompts have; prompts in phrasings that none of them has are a row of their own. Every model answers once at
-temperature 1, and once greedily. Then:
+Prompts are the test split's: other users, and in the village other questions, than anything was trained on, in
+phrasings that training prompts have; prompts in phrasings that none of them has are a row of their own. Every model
+answers once at temperature 1, and once greedily. Then:
 
-  win rates      against one fixed SFT answer per prompt, by training labelers and by held-out labelers, each pair shown in
-                 both orders, ties counted half; 95 % intervals over prompts (all votes on a prompt are one observation).
-                 At T = 1 a policy of lower entropy wins alone by fewer sampling errors; so greedy answers meet SFT's greedy ones, too, and PPO-ptx
-                 meets SFT at the temperature at which that does best
-  gold           helpful / truthful / harmless, Likert 1-7 and the flags of the paper's Table 3, by the judge, which knows
-                 all the facts and was never seen by anything that trained
+  win rates      against one fixed SFT answer per prompt, by training labelers and by held-out labelers, each pair shown
+                 in both orders, ties counted half; 95 % intervals over prompts (all votes on a prompt are one
+                 observation). At T = 1 a policy of lower entropy wins alone by fewer sampling errors; so greedy answers
+                 meet SFT's greedy ones, too, and PPO-ptx meets SFT at the temperature at which that does best
+  gold           helpful / truthful / harmless, Likert 1-7 and the flags of the paper's Table 3, by the judge, which
+                 knows all the facts and was never seen by anything that trained
   alignment tax  corpus loss, and accuracy on the web's "public tasks", zero- and few-shot
   over-optimisation   reward-model score and gold score against √KL, along PPO's training and for best-of-n
 
-Only simulated labelers are asked; what people have judged on page.py (OUT/people) is reported beside them. A data folder
-without them gets what makes sense without them: reward-model accuracy on held-out rankings, scores, KL and samples.
+Only simulated labelers are asked; what people have judged on page.py (OUT/people) is reported beside them. A data
+folder without them gets what makes sense without them: reward-model accuracy on held-out rankings, scores, KL and
+samples.
 """
 
 import json
@@ -412,7 +413,7 @@ def main(cfg):
 
 
 def test_records(cfg, tokenizer, room):
-    """-> test prompts in phrasings that training prompts have, and those in phrasings that none of them has. [record]"""
+    """-> test prompts in phrasings that training prompts have, and those in phrasings none of them has. [record]"""
     records = with_room(read_prompts(cfg.data, "test"), tokenizer, room)
     rng, known, unseen = random.Random(f"test {cfg.seed}"), [], []
     for record in records:

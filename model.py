@@ -116,7 +116,8 @@ class Transformer(nn.Module):
 def init_weights(module, cfg):
     """GPT-2's initialisation: N(0, 0.02), and residual projections scaled by 1/sqrt(number of residual additions).
 
-    0.02 suits GPT-2's width of 768; for other widths matrices get 0.02·sqrt(768/C), so that activations start alike (ours).
+    0.02 suits GPT-2's width of 768; for other widths matrices get 0.02·sqrt(768/C), so that activations start alike
+    (ours).
     """
     std = 0.02 * math.sqrt(768 / cfg.n_embd)
     for name, parameter in module.named_parameters():
@@ -131,7 +132,7 @@ def init_weights(module, cfg):
 
 
 class GPT(nn.Module):
-    """A language model: the policy, the reference, the baselines. forward() gives hidden states; logits = unembed(hidden)."""
+    """A language model: policy, reference, baselines. forward() gives hidden states; logits = unembed(hidden)."""
 
     kind = "policy"
 
@@ -210,7 +211,7 @@ def masked_mean(x, mask):
     return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
-# ---------------------------------------------------------------------------------------------------- log-probs and values
+# ------------------------------------------------------------------------------------------------- log-probs and values
 
 MAX_LOGITS = 2**26  # most logits that are held at a time
 
@@ -218,8 +219,8 @@ MAX_LOGITS = 2**26  # most logits that are held at a time
 def target_logprobs(model, hidden, targets):
     """log p(target) by each hidden state. hidden: (N, C), targets: (N,) -> (N,).
 
-    With GPT-2's vocabulary the logits of a batch are the largest thing in training, so they are made chunk by chunk, and
-    once more in the backward pass.
+    With GPT-2's vocabulary the logits of a batch are the largest thing in training, so they are made chunk by chunk,
+    and once more in the backward pass.
     """
 
     def one_chunk(hidden, targets):
@@ -277,9 +278,9 @@ def sample_token(logits, temperature, u):
 def generate(model, prompts, max_new_tokens, eot, temperature=1.0, uniforms=None):
     """Continue every prompt, token by token, until end-of-text or `max_new_tokens`.
 
-    prompts: list of B lists of ids, of any lengths. uniforms: (max_new_tokens, B) random numbers in [0, 1), one for each
-    token. Returns tokens (B, T), right-padded rows [prompt, response]; lengths (B,); mask (B, T), 1.0 on the sampled
-    tokens, end-of-text included.
+    prompts: list of B lists of ids, of any lengths. uniforms: (max_new_tokens, B) random numbers in [0, 1), one for
+    each token. Returns tokens (B, T), right-padded rows [prompt, response]; lengths (B,); mask (B, T), 1.0 on the
+    sampled tokens, end-of-text included.
 
     This is what sampling means. The scripts use core/sampling.py, which gives the same text with much less work.
     """

@@ -1,16 +1,17 @@
 """People in the loop: a page to ask the models, to rank answers, to write demonstrations, and to watch a run.
 
-    python page.py --out out/run                      # open the address it prints
-    python page.py --out out/run --host 0.0.0.0       # a classroom: the address has a key, without which there is nothing
+    python page.py --out out/run                    # open the address it prints
+    python page.py --out out/run --host 0.0.0.0     # a classroom: the address has a key, without which there is nothing
 
-Ask      every policy of the run folder answers a prompt, and every token of an answer can be looked at as ppo.py sees it
+Ask      every policy of the run folder answers a prompt, and each token of an answer can be looked at as ppo.py sees it
 Rank     K answers to a prompt, as on the labelers' page (Fig. 12); or two models, blindly, both orders
 Write    demonstrations
 Watch    the curves of a run while it trains, samples, over-optimisation, win rates
 
 What people write goes to OUT/people (data/people.py), each record on the disk before the page says so. Then
 
-    python reward.py --reward_model out/run/reward_init.pt --comparisons out/run/people/comparisons.jsonl --name reward_people
+    python reward.py --reward_model out/run/reward_init.pt --comparisons out/run/people/comparisons.jsonl \\
+        --name reward_people
     python ppo.py --reward_model out/run/reward_people.pt --name ppo_people
 
 train a reward model on these rankings and a policy on that, which the page shows beside the others.
@@ -19,7 +20,7 @@ For an answer y to a prompt x, token by token (B answers, T tokens; `look_at`):
 
     log π, log π_ref     token_logprobs                    under the policy and under the reference, PPO's start
     R_t                  shaped_rewards                    -β (log π - log π_ref), plus the score at the last token
-    V_t                  token_values                      of ppo.py's value model, or of the reward model it starts from
+    V_t                  token_values                      of ppo.py's value model, or the reward model it starts from
     A_t                  gae                               not whitened: for that PPO needs all episodes of an iteration
 
 The page is page.html, one file without a build step; the server is core/server.py. Nothing comes from the network.
@@ -91,9 +92,9 @@ def episodes_of(prompt, responses, eot, device):
 def look_at(prompt, responses, policy, reference, reward_model, value_model, eot, cfg, prefix=()):
     """What ppo.py computes for responses to one prompt. cfg: a ppo.Config
 
-    prompt, prefix: lists of ids; responses: B lists of ids. -> {scores (B,), mask, logprobs, ref_logprobs, values, rewards,
-    advantages, returns (B, T)}. prefix: what stood in front of the prompt when the policy was asked; the others are
-    asked without it (as in core.text.kl_of_answers).
+    prompt, prefix: lists of ids; responses: B lists of ids. -> {scores (B,), mask, logprobs, ref_logprobs, values,
+    rewards, advantages, returns (B, T)}. prefix: what stood in front of the prompt when the policy was asked; the
+    others are asked without it (as in core.text.kl_of_answers).
     """
     device = policy.transformer.wte.weight.device
     episodes = episodes_of(prompt, responses, eot, device)
@@ -139,8 +140,8 @@ def cut_at(stop, response, tokenizer):
 def answer_prompt(prompt, policy, others, tokenizer, ppo_cfg, ask, prefix="", stop="", cfg=None):
     """Sample n answers, keep the one that scores best, and look at it. -> what the page shows of one answer
 
-    others: (reference, reward model, value model); ask: {"temperature", "max_new_tokens", "seed", "best_of"}; stop: cuts
-    an answer there and ends it, as core.text.respond does for a few-shot prompted model.
+    others: (reference, reward model, value model); ask: {"temperature", "max_new_tokens", "seed", "best_of"}; stop:
+    cuts an answer there and ends it, as core.text.respond does for a few-shot prompted model.
     """
     eot = tokenizer.eot_token
     ids, before = tokenizer.encode_ordinary(prompt), tokenizer.encode_ordinary(prefix)
@@ -273,13 +274,13 @@ def common_frame(prompts):
 
 
 def shown_once(record):
-    """A record of answers to rank without those that look like another on the page: only the space around them differs."""
+    """A record of answers to rank without those that look like another on the page: only space around them differs."""
     first = {text.strip(): i for i, text in reversed(list(enumerate(record["completions"])))}
     kept = sorted(first.values())
     return record | {key: [record[key][i] for i in kept] for key in ("completions", "ended")}
 
 
-# ---------------------------------------------------------------------------------------------------- the page's functions
+# ------------------------------------------------------------------------------------------------- the page's functions
 
 
 def person_in(request):
@@ -498,7 +499,7 @@ class Page:
     # -------------------------------------------------------------------------------------------- two models
 
     def pairs_of(self, a, b):
-        """{id: {"prompt", "models", "completions"}} in both orders, of the prompts on which two models say other things.
+        """{id: {"prompt", "models", "completions"}} in both orders, of prompts on which two models say other things.
 
         Sampled at temperature 1 with a seed of their own, so they are the same after a restart.
         """
@@ -605,7 +606,7 @@ class Page:
         }
 
     def watch(self, request):
-        """The run's logs and samples that have changed since, and the report. have: {name: version} of what the page has"""
+        """The run's logs and samples that changed since, and the report. have: {name: version} of what the page has"""
         have = request.get("have")
         require(isinstance(have, dict), '"have" must be an object like {...}')
         found = {}
@@ -641,7 +642,7 @@ class Page:
 
 
 def classroom_key(folder):
-    """The key of a folder's page: the same after a restart, so that a class can go on. Delete the file for a new one."""
+    """The key of a folder's page: the same after a restart, so a class can go on. Delete the file for a new one."""
     path = Path(folder) / "key"
     if not path.exists():
         path.touch(mode=0o600)

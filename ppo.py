@@ -1,9 +1,9 @@
-"""Step 3: proximal policy optimisation (PPO) against the reward model, with or without pretraining mix (§3.5, App. C.4).
+"""Step 3: proximal policy optimisation (PPO) against a reward model, with or without pretraining mix (§3.5, App. C.4).
 
     python ppo.py                       # -> ppo.pt         PPO (γ = 0)
     python ppo.py --ptx_coef 0.2        # -> ppo_ptx.pt     PPO-ptx, "InstructGPT"
 
-Maximises  E_{x, y~π} [ r(x, y) - β log( π(y|x) / π_ref(y|x) ) ]  +  γ E_{x ~ pretraining} [ log π(x) ]             (Eq. 2)
+Maximises  E_{x, y~π} [ r(x, y) - β log( π(y|x) / π_ref(y|x) ) ]  +  γ E_{x ~ pretraining} [ log π(x) ]          (Eq. 2)
 
 One iteration (§3.5, App. C.4; a "bandit": one prompt, one response, one score, the episode ends):
   1. rollout   sample a response to each of `batch_size` prompts at temperature 1                  y ~ π(·|x)
@@ -20,8 +20,8 @@ G_t      returns, the value targets           gae                      β       
 V_t      values                               score_responses          γ         ptx_coef       update_policy
 
 Scores are (B,); all that is per token is (B, T), aligned with the tokens: entry t is about token t and the state before
-it. `mask` is 1 on response tokens, end-of-text included; it is made where tokens are sampled. Dropout is off everywhere,
-so the ratio starts at 1. (Log-probs are never those of the sampler, whose weights may be bfloat16.)
+it. `mask` is 1 on response tokens, end-of-text included; it is made where tokens are sampled. Dropout is off
+everywhere, so the ratio starts at 1. (Log-probs are never those of the sampler, whose weights may be bfloat16.)
 
 Where the paper is silent (ours): λ, whitening, value clipping, gradient clipping, Adam ε; the EMA is per policy update,
 and the averaged weights are what is saved. γ multiplies the MEAN loss per pretraining token, so the paper's 27.8, whose
@@ -156,7 +156,7 @@ def clipped_value_loss(new_values, values, returns, clip_value):
 
 
 def policy_learning_rate(iteration, cfg):
-    """Constant after rising from a tenth (C.4). iteration: counted from 0, from the first in which the policy learns."""
+    """Constant after rising from a tenth (C.4). iteration: counted from 0, from the first where the policy learns."""
     if iteration >= cfg.warmup_iterations:
         return cfg.learning_rate
     return cfg.learning_rate * (0.1 + 0.9 * iteration / cfg.warmup_iterations)
@@ -187,7 +187,7 @@ def rollout(policy, prompts, eot, cfg, rng):
 
 @torch.no_grad()
 def score_responses(episodes, policy, reference, reward_model, value_model, cfg):
-    """Step 2: scores, log-probs under policy and reference, values. -> {scores (B,), logprobs, ref_logprobs, values (B, T)}"""
+    """Step 2: scores, log-probs under π and π_ref, values. -> {scores (B,), logprobs, ref_logprobs, values (B, T)}"""
     scores = torch.zeros_like(episodes["mask"][:, 0])
     logprobs, ref_logprobs, values = (torch.zeros_like(episodes["mask"]) for _ in range(3))
     for rows in episodes["lengths"].argsort().chunk(4):  # similar lengths together: less padding
@@ -358,7 +358,8 @@ def print_plan(cfg, n_prompts):
     updates = cfg.batch_size // cfg.minibatch_size * cfg.epochs
     episodes, learning = cfg.iterations * cfg.batch_size, cfg.iterations - cfg.value_only_iterations
     print(
-        f"{episodes:,} episodes on {n_prompts:,} prompts, {updates} updates per iteration; {learning * updates:,} of the"
+        f"{episodes:,} episodes on {n_prompts:,} prompts, {updates} updates per iteration; "
+        f"{learning * updates:,} of the"
     )
     print(f"policy, which waits for {cfg.value_only_iterations} iterations until the value model has learned a little")
 

@@ -2,9 +2,10 @@
 
     python pretrain.py           # -> base.pt; about 2 minutes on 2 CPU cores
 
-Minimises -log p(token | tokens before it), averaged over all tokens of random examples of the corpus. Every example begins
-where a document does, as every prompt will begin at position 0; most are short, every fourth step they fill the context,
-as few-shot prompts do. An untrained model starts at ln(vocabulary): 7.2 for the village's 1,360 tokens, 10.8 for GPT-2's.
+Minimises -log p(token | tokens before it), averaged over all tokens of random examples of the corpus. Every example
+begins where a document does, as every prompt will begin at position 0; most are short, every fourth step they fill the
+context, as few-shot prompts do. An untrained model starts at ln(vocabulary): 7.2 for the village's 1,360 tokens, 10.8
+for GPT-2's.
 """
 
 import math

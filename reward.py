@@ -13,11 +13,11 @@ passes and not C(K,2), and gives every answer one gradient per epoch. Taken apar
 answer is seen K-1 times per epoch: the paper's model then overfitted within one. The body of the model is that of PPO's
 initial policy. The paper's was a 6B GPT-3 that had been fine-tuned on public question answering (App. C.2). In the
 village that is what exams.jsonl is for: multiple-choice questions as rankings, learned first with the same loss, and
-some of them again (--replay) among the labelers' rankings, so that what is true is not forgotten over what is liked. (In
-the paper GPT-3 and SFT as starts gave similar results; here the start decides whether truth is learned.)
+some of them again (--replay) among the labelers' rankings, so that what is true is not forgotten over what is liked.
+(In the paper GPT-3 and SFT as starts gave similar results; here the start decides whether truth is learned.)
 
-A model without an opinion has loss ln 2 = 0.693 and accuracy 50 %; a fresh head is near that. At the end a bias is added
-so that the labelers' demonstrations score 0 on average; differences, and so all preferences, stay as they are.
+A model without an opinion has loss ln 2 = 0.693 and accuracy 50 %; a fresh head is near that. At the end a bias is
+added so that the labelers' demonstrations score 0 on average; differences, and so all preferences, stay as they are.
 """
 
 import math
@@ -110,8 +110,8 @@ class Ranking(NamedTuple):
 def encode_ranking(record, tokenizer, block_size):
     """A record of comparisons.jsonl -> Ranking.
 
-    An answer that was cut off gets no end-of-text. Answers that are too long, or the same as another after encoding, are
-    left out.
+    An answer that was cut off gets no end-of-text. Answers that are too long, or the same as another after encoding,
+    are left out.
     """
     rows, ranks, ratings = [], [], []
     ended = record.get("ended") or [True] * len(record["ranks"])

@@ -1,13 +1,13 @@
-"""All steps in one command: pretrain → SFT → rankings → reward model → PPO, once more from the rankings on → evaluation.
+"""All steps in one command: pretrain → SFT → rankings → reward model → PPO, once more from rankings on → evaluation.
 
     python run.py                          # the village: offline, minutes on 2 CPU cores → out/run/report.md
     python run.py --seed 1 --out out/seed1 # another world, other people, other weights
     python run.py --quick                  # the same steps in a quarter of a minute; the numbers mean nothing
 
-Only calls the scripts' main(Config(...)) in order. Steps 2 and 3 come twice (§3.1): labelers first rank answers of PPO's
-initial policy, then those of the policy that PPO makes of these rankings; the second reward model learns from both. The
-first round lies in OUT/round1. A stage that has run with the same settings, code and inputs is
-skipped; one that was killed goes on from its last saved state; an edited script redoes what depends on it.
+Only calls the scripts' main(Config(...)) in order. Steps 2 and 3 come twice (§3.1): labelers first rank answers of
+PPO's initial policy, then those of the policy that PPO makes of these rankings; the second reward model learns from
+both. The first round lies in OUT/round1. A stage that has run with the same settings, code and inputs is skipped; one
+that was killed goes on from its last saved state; an edited script redoes what depends on it.
 """
 
 import ast
@@ -147,7 +147,7 @@ def config_of(stage, cfg, resume):
     return stage.script.Config(**settings)
 
 
-# ---------------------------------------------------------------------------------------------------- what is there already
+# ------------------------------------------------------------------------------------------------ what is there already
 
 
 @cache

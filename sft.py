@@ -5,16 +5,16 @@
                                                                                  # -> ppo_init.pt
     python sft.py --epochs 0 --reward_model out/run/reward.pt                    # -> sft_best.pt
 
-Two models come of it, as in the paper: the SFT baseline (paper: 16 epochs; here 2), and the model that PPO starts from (2
-epochs, with some pretraining loss so that it forgets less). The paper gives no dropout for the second, and chooses it by
-its losses on demonstrations and on pretraining text; here both are lower without dropout and at a higher rate.
+Two models come of it, as in the paper: the SFT baseline (paper: 16 epochs; here 2), and the model that PPO starts from
+(2 epochs, with some pretraining loss so that it forgets less). The paper gives no dropout for the second, and chooses
+it by its losses on demonstrations and on pretraining text; here both are lower without dropout and at a higher rate.
 
 Minimises -log p(completion, end-of-text | prompt), averaged over the response tokens of a batch. The prompt carries no
 loss (the paper is silent; ours). The loss starts near the pretrained model's on such text, not at ln(vocabulary).
 
-The paper keeps the checkpoint whose answers to validation prompts the reward model scores highest, not the one of lowest
-validation loss: that overfits after an epoch while people still like the later ones better. Every epoch is kept, so
-this choice can be made once there is a reward model (third command).
+The paper keeps the checkpoint whose answers to validation prompts the reward model scores highest, not the one of
+lowest validation loss: that overfits after an epoch while people still like the later ones better. Every epoch is kept,
+so this choice can be made once there is a reward model (third command).
 """
 
 from collections import defaultdict
@@ -168,7 +168,7 @@ def train(cfg, device, out):
 
 
 def choose_by_reward(cfg, device, out):
-    """Of all epochs keep the one with the highest reward-model score on validation prompts -> NAME_best.pt (App. C.1)."""
+    """Of all epochs keep the one of highest reward-model score on validation prompts -> NAME_best.pt (App. C.1)."""
     tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
     reward_model = load_scalar_model(cfg.reward_model, cfg, device, tokenizer_spec, sharded=False)
     paths = sorted(out.glob(f"{cfg.name}.epoch-*.pt"), key=lambda path: int(path.stem.rsplit("-", 1)[1]))

@@ -1,13 +1,13 @@
-"""What holds PPO back, its reward model or its policy? PPO and best of n by the reward model, and by the labelers' own taste.
+"""What holds PPO back, reward model or policy? PPO and best of n by the reward model, and by the labelers' own taste.
 
-    python ablations/best_of_n.py      # after run.py, a minute -> OUT/best_of_n.md, .json, with matplotlib .png; OUT/taste.pt
+    python ablations/best_of_n.py    # after run.py, a minute -> OUT/best_of_n.md, .json, with matplotlib .png; taste.pt
 
-The training labelers' mean taste, before any mood, is what no reward model can know better than they do. Best of n: of n
-answers by PPO's initial policy to a new prompt the best one is kept, by reward.pt or by this taste; the answers are the
-same. PPO: run.py's, and one with the same settings that the taste itself rewards, scaled until the scores of those answers
-spread as reward.pt's do. What the taste does better is the reward model's fault. What is then still missing to a perfect
-answer, complete and true, is the policy's; a second table says in which requests. Win rates are by held-out labelers
-against one SFT answer per prompt, both at T = 1, as in evaluate.py.
+The training labelers' mean taste, before any mood, is what no reward model can know better than they do. Best of n: of
+n answers by PPO's initial policy to a new prompt the best one is kept, by reward.pt or by this taste; the answers are
+the same. PPO: run.py's, and one with the same settings that the taste itself rewards, scaled until the scores of those
+answers spread as reward.pt's do. What the taste does better is the reward model's fault. What is then still missing to
+a perfect answer, complete and true, is the policy's; a second table says in which requests. Win rates are by held-out
+labelers against one SFT answer per prompt, both at T = 1, as in evaluate.py.
 """
 
 import sys

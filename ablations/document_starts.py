@@ -44,7 +44,7 @@ class Config(Device):
 
 
 def train(cfg, name):
-    """Pretrain one of the two, and its reward model if there are rankings. -> {group of labelers: (accuracy, 95 % error)}"""
+    """Pretrain one of the two and, given rankings, its reward model. -> {group of labelers: (accuracy, 95 % error)}"""
     folder = f"{cfg.out}/{name}"
     shared = {"data": cfg.data, "out": folder, "seed": cfg.seed, "device": cfg.device, "threads": cfg.threads}
     shared |= {"dtype": cfg.dtype, "resume": True}

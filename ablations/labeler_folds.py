@@ -2,13 +2,14 @@
 
     python ablations/labeler_folds.py      # after run.py; -> OUT/labeler_folds.md, labeler_folds.json
 
-The training labelers are split into five groups. Five reward models are trained, each on the rankings of four groups, from
-reward_init.pt and with its exams again among the rankings, as run.py trains its own; on fewer rankings, for time. Each
-is tested on new prompts, by the rankings of the people of its four groups and of the fifth.
+The training labelers are split into five groups. Five reward models are trained, each on the rankings of four groups,
+from reward_init.pt and with its exams again among the rankings, as run.py trains its own; on fewer rankings, for time.
+Each is tested on new prompts, by the rankings of the people of its four groups and of the fifth.
 
 Of run.py's rankings of validation prompts only a few are by people of any one group, so every training labeler ranks
-those answers here. Over all folds each of them is left out once and learned from in every other fold: people who are hard
-to predict weigh the same on both sides. The last row is another population, with another taste (data/village/labelers.py).
+those answers here. Over all folds each of them is left out once and learned from in every other fold: people who are
+hard to predict weigh the same on both sides. The last row is another population, with another taste
+(data/village/labelers.py).
 
 The paper: 72.4 ± 0.4 % on rankings of the groups that were learned from, 69.6 ± 0.9 % on those of the one left out.
 """
@@ -103,9 +104,9 @@ def agreement_of(ranked):
 
 
 def train(cfg, name, records, **settings):
-    """reward.py on these records, from reward_init.pt and with exams replayed, or with other settings. -> OUT/reward_models/NAME.pt
+    """reward.py on these records, from reward_init.pt and with exams replayed, or with other settings.
 
-    records: training rankings, and what validation rankings its log shall show.
+    records: training rankings, and what validation rankings its log shall show. -> OUT/reward_models/NAME.pt
     """
     out, exams = Path(cfg.out), Path(cfg.data) / "exams.jsonl"
     folder = results_folder(cfg) / "reward_models"
@@ -134,7 +135,7 @@ def shares_right(model, rankings):
 
 
 def summary(folds):
-    """Mean and standard error over folds of every kind, and how much worse it is on labelers left out, prompt by prompt.
+    """Mean and standard error over folds of every kind, and how much worse on labelers left out, prompt by prompt.
 
     folds: [{kind: {prompt: share right}}] -> {"in": (mean, standard error), …, "difference": (mean, 95 % error)}
     """

@@ -1,11 +1,11 @@
 """How far can a reward model be pushed? PPO under several weights β of the KL term (§4.2, App. E.7).
 
-    python ablations/over_optimisation.py      # after run.py; -> OUT/kl_coef.md, kl_coef.json, with matplotlib kl_coef.png
+    python ablations/over_optimisation.py   # after run.py; -> OUT/kl_coef.md, kl_coef.json, with matplotlib kl_coef.png
 
-The proxy is what PPO maximises, the reward model's score; the gold score is the judge's Likert, which nothing trains on.
-A reward model is right about the answers that it was trained on, and wrong somewhere else. Without the KL term (β = 0)
-nothing keeps the policy near the answers it knows, and PPO looks for its errors: the proxy goes on rising while the gold
-score falls. The answers to one prompt along the way show what the reward model mistook for good.
+The proxy is what PPO maximises, the reward model's score; the gold score is the judge's Likert, which nothing trains
+on. A reward model is right about the answers that it was trained on, and wrong somewhere else. Without the KL term
+(β = 0) nothing keeps the policy near the answers it knows, and PPO looks for its errors: the proxy goes on rising while
+the gold score falls. The answers to one prompt along the way show what the reward model mistook for good.
 
 The paper found β = 0 and β = 2 both poor, and the best between 0.01 and 0.02 (App. E.7); our scores have another scale.
 """
@@ -120,7 +120,7 @@ def page(curves, answers):
 
 
 def over_optimisation_figure(curves):
-    """Proxy and gold score along training, a line per β with 95 % intervals over prompts. -> matplotlib's Figure or None"""
+    """Proxy and gold score along training, a line per β, 95 % intervals over prompts. -> matplotlib's Figure or None"""
     if (figure := new_figure(4)) is None:
         return None
     for axes, key in zip(figure.subplots(1, 2), ("score", "gold")):

@@ -12,14 +12,14 @@
 because several sweeps need the same ones; what has been trained with these settings is not trained again.
 
 Runs are short: 32 iterations, ppo.py has 60. Each is made with every one of --seeds, which draw prompts, samples and
-minibatches, and its answers too. Unless β or γ is varied, all are PPO-ptx. What else has to follow, follows: the average
-of the weights always spans the same share of a run, and where iterations are larger, fewer of them wait for the value model
-and warm up.
+minibatches, and its answers too. Unless β or γ is varied, all are PPO-ptx. What else has to follow, follows: the
+average of the weights always spans the same share of a run, and where iterations are larger, fewer of them wait for the
+value model and warm up.
 
 All measures are on validation prompts: settings are chosen by them, and the test prompts are left for evaluate.py. (The
 public tasks have no validation items; these are evaluate.py's.) The page says what the paper found and whether it shows
-here. A difference is significant if its 95 % interval, over prompts or task items, leaves out 0, and it has the same sign under
-every seed. Corpus loss and KL have no interval: for them only the seeds decide.
+here. A difference is significant if its 95 % interval, over prompts or task items, leaves out 0, and it has the same
+sign under every seed. Corpus loss and KL have no interval: for them only the seeds decide.
 """
 
 import math
@@ -96,7 +96,7 @@ def default_settings(cfg):
 
 
 def variants(cfg):
-    """What a sweep trains: for each variant the settings that are varied, the default's among them. -> [{name: value}]"""
+    """What a sweep trains: for each variant the settings that vary, the default's among them. -> [{name: value}]"""
     default, vary = default_settings(cfg), cfg.vary
     if vary == "kl_coef":
         return [{"kl_coef": kl, "ptx_coef": ptx} for ptx in (0.0, cfg.ptx_coef) for kl in sorted(KL_COEFS)]
@@ -113,7 +113,7 @@ def title_of(settings):
 
 
 def name_of(cfg, settings, seed):
-    """The name of a policy's files: the seed, and what differs from this script's defaults, so that flags are in it, too."""
+    """The name of a policy's files: the seed, and what differs from this script's defaults, so flags are in it, too."""
     defaults, own = default_settings(Config(quick=cfg.quick)), default_settings(cfg) | settings
     return "_".join([*(f"{key}_{value}" for key, value in own.items() if value != defaults[key]), f"seed_{seed}"])
 
@@ -251,7 +251,7 @@ WORDS = {1: "higher", -1: "lower", 0: "not significant"}
 
 
 def over_seeds(policy, key):
-    """Mean over the seeds, and the mean of their errors: all answer the same prompts, so more seeds need not narrow it."""
+    """Means over the seeds of mean and error: all answer the same prompts, so more seeds need not narrow it."""
     numbers = [measured[key] for measured in policy["measured"]]
     return fmean(x["mean"] for x in numbers), fmean(x["error"] for x in numbers)
 
@@ -310,7 +310,7 @@ def against(policies, default, key):
     return f"{MEASURES[key][0]} {amount(default, key)} ({default['title']}); {'; '.join(parts)}"
 
 
-# ---------------------------------------------------------------------------------------------------- the paper's findings
+# ------------------------------------------------------------------------------------------------- the paper's findings
 
 
 class Finding(NamedTuple):
@@ -439,7 +439,7 @@ def iterations_findings(found):
 
 
 def default_is_best(paper):
-    """For a setting of which the paper found the default best: is no other better, and one of them worse? -> a function"""
+    """For a setting of which the paper found the default best: is no other better, and one worse? -> a function"""
 
     def found_best(found):
         default, policies = default_of(found), found["policies"]
@@ -517,7 +517,7 @@ def cell(policy, key):
 
 
 def settings_figure(found):
-    """Score, Likert, tasks and corpus loss by the setting; PPO-ptx, and PPO where it is there. -> matplotlib's Figure or None"""
+    """Score, Likert, tasks and corpus loss by setting; PPO-ptx, PPO if it is there. -> matplotlib's Figure or None"""
     if (figure := new_figure(6)) is None:
         return None
     vary, lines = found["vary"], {}

@@ -5,14 +5,16 @@
     python ablations/reward_models.py --vary size       # those that ablations/sizes.py has made, and run.py's own
     python ablations/reward_models.py --vary epochs     # 1, 2 and 4
 
-Every model is trained by reward.py from reward_init.pt, on the same part of run.py's rankings, and tested on new prompts,
-whose answers all training labelers rank (ablations/labeler_folds.py). Seen: rankings that it was trained on. A model that
-overfits has a lower loss on what it has seen and a higher one on what is new. Differences are paired by prompt.
+Every model is trained by reward.py from reward_init.pt, on the same part of run.py's rankings, and tested on new
+prompts, whose answers all training labelers rank (ablations/labeler_folds.py). Seen: rankings that it was trained on. A
+model that overfits has a lower loss on what it has seen and a higher one on what is new. Differences are paired by
+prompt.
 
 K at equal cost: labelers read the same number of answers in all, in rankings of 2, 3, 4 or 6. Rankings of at least the
-largest K are cut down to each K, so that prompts and answers are of one kind; every step has the same number of answers.
-The exams are not replayed here, so that there is nothing but rankings. A ranking whose answers all tie has been paid for
-and teaches nothing. What a ranking costs beside its answers, such as reading the prompt, is left out: a larger K saves it.
+largest K are cut down to each K, so that prompts and answers are of one kind; every step has the same number of
+answers. The exams are not replayed here, so that there is nothing but rankings. A ranking whose answers all tie has
+been paid for and teaches nothing. What a ranking costs beside its answers, such as reading the prompt, is left out: a
+larger K saves it.
 """
 
 import random
@@ -44,8 +46,8 @@ ANSWERS_PER_STEP = 24  # with --vary K
 DEFAULTS = {"K": "2,3,4,6", "pairs": "together,shuffled", "size": ",".join(SIZES), "epochs": "1,2,4"}
 PAPER = {
     "K": "The paper has 4 to 9 answers ranked at once, which gives up to 36 comparisons per prompt (§3.1, §3.5).",
-    "pairs": "The paper's model overfitted within one epoch when pairs were shuffled; with all pairs of a prompt in one "
-    "batch element it no longer did (§3.5).",
+    "pairs": "The paper's model overfitted within one epoch when pairs were shuffled; with all pairs of a prompt in "
+    "one batch element it no longer did (§3.5).",
     "size": "The paper uses 6B for policies of all sizes: 175B could reach a lower validation loss, but trained less "
     "stably and costs more (App. C.2).",
     "epochs": "The paper's reward model overfits with more than one epoch (App. C.2).",

@@ -1,14 +1,14 @@
 """Which epoch of SFT is the best one, that of the lowest validation loss or a later one (§3.5, App. C.1)?
 
-    python ablations/sft_epochs.py      # after run.py; -> OUT/sft_epochs.md, sft_epochs.json, with matplotlib sft_epochs.png
+    python ablations/sft_epochs.py      # after run.py; -> OUT/sft_epochs.md, .json, with matplotlib sft_epochs.png
 
 sft.py for 12 epochs, from base.pt. After every epoch: the loss on validation demonstrations; and of its answers to
-validation prompts, at T = 1 and greedy, the reward model's score, the judge's Likert, and how often held-out labelers prefer
-them to answers of the first epoch. At the end two epochs meet on test prompts, by which neither was chosen: that of the
-lowest validation loss, and that which the reward model likes best, as the paper chooses.
+validation prompts, at T = 1 and greedy, the reward model's score, the judge's Likert, and how often held-out labelers
+prefer them to answers of the first epoch. At the end two epochs meet on test prompts, by which neither was chosen: that
+of the lowest validation loss, and that which the reward model likes best, as the paper chooses.
 
-The paper trains 16 epochs. Its validation loss rises after the first, but the reward model's score and people's preference
-keep improving.
+The paper trains 16 epochs. Its validation loss rises after the first, but the reward model's score and people's
+preference keep improving.
 """
 
 import math
@@ -61,9 +61,10 @@ def prompts_of(cfg, split, tokenizer, room):
 
 
 def measure(prompts, answers, opponents, score, judge, labelers, cfg):
-    """Score, Likert and win rate of an epoch's answers. -> {"score", "likert": a number per prompt, "win_rate": interval}
+    """Score, Likert and win rate of an epoch's answers.
 
     answers, opponents: (text, ended) per prompt; score: of all answers, as score_answers gives them
+    -> {"score", "likert": a number per prompt, "win_rate": interval}
     """
     texts, others = ([text for text, _ in some] for some in (answers, opponents))
     return {
@@ -94,7 +95,7 @@ def along_epochs(epochs):
 
 
 def chosen(epochs):
-    """The epochs, counted from 1, of the lowest validation loss and of the highest mean score at T = 1. Equal: the first."""
+    """The epochs, counted from 1, of lowest validation loss and of highest mean score at T = 1. Equal: the first."""
     numbers = range(len(epochs))
     by_loss = min(numbers, key=lambda i: epochs[i]["valid_loss"])
     by_score = max(numbers, key=lambda i: epochs[i]["sampled"]["score"][0])
@@ -105,18 +106,18 @@ def chosen(epochs):
 
 
 def sentences(epochs, duel):
-    """What the epochs show. duel: {"sampled", "greedy": win rate of the reward model's choice}, {} for one and the same."""
+    """What they show. duel: {"sampled", "greedy": win rate of the reward model's choice}, {} for one and the same."""
     by_loss, by_score = chosen(epochs).values()
     losses = [epoch["valid_loss"] for epoch in epochs]
     said = [
-        f"The validation loss is lowest after epoch {by_loss}, {losses[by_loss - 1]:.3f}, and {losses[-1]:.3f} after epoch "
-        f"{len(losses)}; the reward model likes the answers of epoch {by_score} best."
+        f"The validation loss is lowest after epoch {by_loss}, {losses[by_loss - 1]:.3f}, and {losses[-1]:.3f} after "
+        f"epoch {len(losses)}; the reward model likes the answers of epoch {by_score} best."
     ]
     for how, rate in duel.items():
         when = "At T = 1" if how == "sampled" else "Greedy"
         said.append(
-            f"{when} the reward model's choice {preferred_text(rate)} the one of the lowest validation loss: {interval(rate)} % of "
-            f"{rate['n']} test prompts."
+            f"{when} the reward model's choice {preferred_text(rate)} the one of the lowest validation loss: "
+            f"{interval(rate)} % of {rate['n']} test prompts."
         )
     said.append("The paper: validation loss overfits after 1 epoch, score and preference improve over all 16 (§3.5).")
     return said
@@ -138,7 +139,7 @@ def page(epochs, duel):
 
 
 def epochs_figure(epochs):
-    """Validation loss, score, Likert and win rate along the epochs, sampled and greedy. -> matplotlib's Figure or None"""
+    """Validation loss, score, Likert and win rate along epochs, sampled and greedy. -> matplotlib's Figure or None"""
     if (figure := new_figure(6)) is None:
         return None
     loss, score, likert, wins = figure.subplots(2, 2).flat

@@ -3,11 +3,11 @@
     python ablations/sizes.py                    # after run.py; -> OUT/sizes.md, sizes.json, with matplotlib sizes.png
     python ablations/sizes.py --sizes 50k,0.2M,0.6M,1.7M,5M,26M      # larger ones too, on a GPU
 
-Every size is pretrained on the same web, fine-tuned, and improved by PPO and PPO-ptx, in OUT/sizes/NAME. One size is run.py's
-own, its models are taken as they are. The reward model and the start of the value model are the run's reward.pt for all, as
-the paper's are 6B for policies of every size. All answers meet those of the largest SFT model; and the smallest PPO-ptx
-meets the largest GPT head to head, as in the paper's first claim. The larger GPT has to be the better language model for
-that to mean anything, so the corpus loss and the public tasks stand beside it.
+Every size is pretrained on the same web, fine-tuned, and improved by PPO and PPO-ptx, in OUT/sizes/NAME. One size is
+run.py's own, its models are taken as they are. The reward model and the start of the value model are the run's
+reward.pt for all, as the paper's are 6B for policies of every size. All answers meet those of the largest SFT model;
+and the smallest PPO-ptx meets the largest GPT head to head, as in the paper's first claim. The larger GPT has to be the
+better language model for that to mean anything, so the corpus loss and the public tasks stand beside it.
 
 What has been made with these settings is not made again; a run that was interrupted goes on where it was.
 """
@@ -220,8 +220,9 @@ def sentences(found):
         for how, when in (("sampled", "At T = 1"), ("greedy", "Greedy")):
             rate = rates[how]["held_out"]
             said.append(
-                f"{when} the smallest PPO-ptx ({smallest}) {preferred_text(rate)} the largest {NAMES[kind]} ({largest}, "
-                f"{factor:.0f} times the parameters): {interval(rate)} % of {rate['n']} prompts, held-out labelers."
+                f"{when} the smallest PPO-ptx ({smallest}) {preferred_text(rate)} the largest {NAMES[kind]} "
+                f"({largest}, {factor:.0f} times the parameters): {interval(rate)} % of {rate['n']} prompts, "
+                "held-out labelers."
             )
     losses = [size["models"]["gpt"]["corpus_loss"] for size in found["sizes"].values()]
     order = "falls with every size" if losses == sorted(losses, reverse=True) else "does not fall with every size"
@@ -265,7 +266,7 @@ def groups_of(model):
 
 
 def sizes_figure(found):
-    """Win rate against the largest SFT by size, a line per kind of model, held-out labelers. -> matplotlib's Figure or None"""
+    """Held-out labelers' win rates against the largest SFT by size, a line per kind of model. -> Figure or None"""
     if (figure := new_figure(4)) is None:
         return None
     parameters = [size["parameters"] for size in found["sizes"].values()]

@@ -78,7 +78,7 @@ class Run:
         return configure_model(ScalarModel.from_gpt(policy), self.cfg, sharded=False)
 
     def new_reward_model(self, policy):
-        """What a reward model starts from: OUT/reward_init.pt, which reward.pt started from, or else the policy's body."""
+        """What a reward model starts from: OUT/reward_init.pt, as reward.pt did, or else the policy's body."""
         if (self.out / "reward_init.pt").exists():
             return self.load_scalar_model("reward_init")
         return self.new_scalar_model(policy)

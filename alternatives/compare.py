@@ -10,8 +10,8 @@ one fixed SFT answer per prompt at T = 1, of greedy answers against SFT's greedy
 "red team" is the share of harmless answers to test prompts that ask for something unkind. Labels are rankings or pairs
 that people judged for this method to learn from, whatever their size; tokens are those that were sampled for it, ranked
 answers included; seconds include whatever it builds on beside PPO's start: collecting rankings, training the reward
-model, the reading model or the helpful one. What is used by several is counted for each. The KL of best-of-n is an upper
-bound (Stiennon et al. 2020).
+model, the reading model or the helpful one. What is used by several is counted for each. The KL of best-of-n is an
+upper bound (Stiennon et al. 2020).
 """
 
 import json

@@ -16,9 +16,9 @@ Reads as a variation on sft.py, reward.py and ppo.py. The principles are constit
   5. RL-CAI     PPO against it, from SL-CAI, on usual and red-team prompts (ppo.py)
 
 Deviations: critiques, revisions and labels are written by a model that has read how people write them
-(data/village/feedback.py), where the paper prompts the helpful model itself with examples: half a million parameters do not
-learn from examples in a prompt. The helpful model is fine-tuned, not trained by RLHF, and answers a usual prompt once
-(paper: twice). Red-team prompts are the village's, all of its training split: few are different, so they come
+(data/village/feedback.py), where the paper prompts the helpful model itself with examples: half a million parameters do
+not learn from examples in a prompt. The helpful model is fine-tuned, not trained by RLHF, and answers a usual prompt
+once (paper: twice). Red-team prompts are the village's, all of its training split: few are different, so they come
 several times. Four principles, not sixteen.
 """
 

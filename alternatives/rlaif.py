@@ -100,7 +100,7 @@ def label(run, policy, labeler):
 
 
 def distil(run, start, pairs):
-    """Step 2: a scalar model that starts where reward.py does learns [(ids of prompt + first, ids of prompt + second, p)]."""
+    """Step 2: a scalar model that starts as reward.py's learns [(ids of prompt + first, ids of prompt + second, p)]."""
     cfg, model = run.cfg, run.new_reward_model(start)
     lengths = [max(len(first), len(second)) for first, second, _ in pairs]
 

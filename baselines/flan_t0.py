@@ -2,16 +2,17 @@
 
     python baselines/flan_t0.py      # after run.py; minutes -> OUT/flan.pt, OUT/t0.pt, baselines.md, baselines.json
 
-The web's pages with tasks are turned into instructions with their answers: "Text: … Label: good" becomes "… Is that good or
-bad? > good". FLAN (Wei et al. 2022) has few templates and all tasks; T0 (Sanh et al. 2022) many templates, no
-translation, programs, sums, entailment or pronouns, but pages to sort, and questions to find for an answer. Both start from base.pt and learn with
-sft.py's loss. Of every epoch of every learning rate the checkpoint is kept whose answers to validation prompts of users
-score highest under reward.pt, as in the paper, where that score stops rising after a third of the examples.
+The web's pages with tasks are turned into instructions with their answers: "Text: … Label: good" becomes "… Is that
+good or bad? > good". FLAN (Wei et al. 2022) has few templates and all tasks; T0 (Sanh et al. 2022) many templates, no
+translation, programs, sums, entailment or pronouns, but pages to sort, and questions to find for an answer. Both start
+from base.pt and learn with sft.py's loss. Of every epoch of every learning rate the checkpoint is kept whose answers to
+validation prompts of users score highest under reward.pt, as in the paper, where that score stops rising after a third
+of the examples.
 
 Nothing that is tested is trained on: no text of the tasks' test items (DATA/tasks.jsonl), no question that users of the
-validation or test split ask. Win rates are evaluate.py's. The tasks are asked as on the web, and as instructions of either
-kind: there the two should win, and users' prompts should show what that is worth. The paper: labelers prefer FLAN and T0 to
-175B SFT in 29.8 and 26.8 %, and PPO-ptx to FLAN and T0 in 78 and 79 %.
+validation or test split ask. Win rates are evaluate.py's. The tasks are asked as on the web, and as instructions of
+either kind: there the two should win, and users' prompts should show what that is worth. The paper: labelers prefer
+FLAN and T0 to 175B SFT in 29.8 and 26.8 %, and PPO-ptx to FLAN and T0 in 78 and 79 %.
 """
 
 import random
@@ -287,7 +288,7 @@ def text_of_example(task, fields):
 
 
 def examples(mixture, world, count, held_out, rng):
-    """`count` different instructions with answers, of every task as many, until one has no more (there are few programs).
+    """`count` different instructions with answers, of every task as many, until one has no more (programs are few).
 
     held_out: texts of test items. -> [{"prompt", "completion", "task"}]
     """
@@ -367,7 +368,10 @@ def train(cfg, out, name):
 
 
 def instructed_items(data, mixture, rng):
-    """The test items of tasks.jsonl as instructions, each in one template that asks for its answer. -> [(task, prompt, answer)]"""
+    """The test items of tasks.jsonl as instructions, each in one template that asks for its answer.
+
+    -> [(task, prompt, answer)]
+    """
     asked = []
     for _, item in read_jsonl(Path(data) / "tasks.jsonl"):
         if item["split"] == "test" and item["task"] in mixture:

@@ -18,7 +18,8 @@ def generator(seed, purpose="", step=0):
 class ShuffledBatches:
     """Minibatches of indices of similar lengths: `batches[step]`, for any step; each epoch is another shuffle.
 
-    lengths: of the rows, in tokens; batch_size: rows per step, fewer in the last one of an epoch. len(): steps per epoch.
+    lengths: of the rows, in tokens; batch_size: rows per step, fewer in the last one of an epoch. len(): steps per
+    epoch.
     """
 
     def __init__(self, lengths, batch_size, seed):

@@ -56,8 +56,8 @@ def settings_of(path, Config):
 def load_checkpoint(path, kind, device="cpu", dropout=0.0, tokenizer_spec=None):
     """-> (model, tokenizer, checkpoint dict). Refuses another kind of model or, if one is given, another tokenizer.
 
-    kind: "policy" gives a GPT, "scalar" a ScalarModel. The model comes in eval mode, on `device`. For a policy, path may
-    also be GPT-2's: a name like gpt2-xl, or a file or folder in Hugging Face's layout (core/gpt2.py).
+    kind: "policy" gives a GPT, "scalar" a ScalarModel. The model comes in eval mode, on `device`. For a policy, path
+    may also be GPT-2's: a name like gpt2-xl, or a file or folder in Hugging Face's layout (core/gpt2.py).
     """
     if kind == "policy" and is_gpt2(path):
         return load_gpt2(path, device, dropout, tokenizer_spec)

@@ -84,7 +84,7 @@ def check(cfg):
             require(value in choices, f"--{field.name} {value}: choose from {named}")
 
 
-# ---------------------------------------------------------------------------------------------------- settings of every script
+# --------------------------------------------------------------------------------------------- settings of every script
 
 
 @dataclass

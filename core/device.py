@@ -39,7 +39,7 @@ def set_up(cfg):
 
 
 def choose_device(cfg):
-    """cfg.device as a torch.device that exists (BadInput otherwise); under torchrun each process has a GPU of its own."""
+    """cfg.device as a torch.device that exists (BadInput otherwise); under torchrun each process has its own GPU."""
     name = cfg.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +68,7 @@ def keep_freed_memory():
 
 
 def compute_dtype(cfg, device):
-    """The dtype of matrix products that cfg.dtype asks for: bfloat16 on a GPU and float32 elsewhere, if it is "auto"."""
+    """The dtype of matrix products cfg.dtype asks for: bfloat16 on a GPU and float32 elsewhere, if it is "auto"."""
     if cfg.dtype == "auto":
         return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     return getattr(torch, cfg.dtype)
@@ -116,9 +116,10 @@ _sampling_copies = weakref.WeakKeyDictionary()  # model -> its copy
 def sampling_copy(model, cfg):
     """The model as sampling wants it: whole on this process, weights in the precision of the products, not compiled.
 
-    The model itself where it is so already; otherwise a copy, to be asked for again after every update. (In bfloat16 the
-    copy's sums are bfloat16 too, so it samples from very nearly, not exactly, the policy whose log-probs are taken.) With
-    cfg.capture it decodes by CUDA graphs. With cfg.tensor_parallel so many processes have one copy together.
+    The model itself where it is so already; otherwise a copy, to be asked for again after every update. (In bfloat16
+    the copy's sums are bfloat16 too, so it samples from very nearly, not exactly, the policy whose log-probs are
+    taken.) With cfg.capture it decodes by CUDA graphs. With cfg.tensor_parallel so many processes have one copy
+    together.
     """
     device = model.transformer.wte.weight.device
     dtype = compute_dtype(cfg, device)

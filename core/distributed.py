@@ -77,7 +77,7 @@ def all_reduce_sum(metrics):
 
 
 def gather_rows(batch):
-    """Bring every process's rows to every process: {name: (b, …)} -> {name: (B, …)}, row i from process i mod world size.
+    """Bring every process's rows to every process: {name: (b, …)} -> {name: (B, …)}, row i from process i mod N.
 
     Rows are padded with zeros to the longest of all. What a process has to begin with is `own_rows` of all.
     """
@@ -149,8 +149,8 @@ def load_full_state_dict(module, state):
 
 
 def split_heads(model, processes, device):
-    """Spread a GPT over `processes` neighbouring processes: each holds a share of the heads and of the MLP's hidden units
-    of every block (tensor parallelism, Shoeybi et al. 2019). Embeddings and layer norms stay whole.
+    """Spread a GPT over `processes` neighbouring processes: each holds a share of the heads and of the MLP's hidden
+    units of every block (tensor parallelism, Shoeybi et al. 2019). Embeddings and layer norms stay whole.
 
     Every process computes the sum over its share, and the sums are added up: two additions over processes per block.
     """

@@ -78,8 +78,8 @@ def difference(one, other, **parts):
 def paired_difference(ours, theirs, times=1, names=()):
     """Mean over prompts of ours - times · theirs, where both are there; None where they never are.
 
-    ours, theirs: a share or None per prompt; names: of ours and theirs, for "parts". Where all differences are equal, the
-    interval is that of two independent shares (Newcombe 1998, from Wilson's).
+    ours, theirs: a share or None per prompt; names: of ours and theirs, for "parts". Where all differences are equal,
+    the interval is that of two independent shares (Newcombe 1998, from Wilson's).
     """
     pairs = [(a, b) for a, b in zip(ours, theirs) if a is not None and b is not None]
     if not pairs:
@@ -95,7 +95,7 @@ def paired_difference(ours, theirs, times=1, names=()):
 
 
 def correlation_interval(x, y):
-    """Pearson's correlation with Fisher's interval; None of fewer than four points. If one is constant it could be any."""
+    """Pearson's correlation with Fisher's interval; None of fewer than 4 points. If one is constant it could be any."""
     if len(x) < 4:
         return None
     if len(set(x)) == 1 or len(set(y)) == 1:

@@ -14,7 +14,7 @@ from core.config import BadInput, first_process
 
 
 class JsonLines:
-    """A file of one JSON record per line, appended to. Its state is its length, so that a resumed run can cut it back."""
+    """A file of one JSON record per line, appended to. Its state is its length, so a resumed run can cut it back."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -44,8 +44,8 @@ class Log(JsonLines):
     """Metrics of a training run: log(step, loss=…) appends a record, and prints a row of a table when it is time.
 
     steps: how many there will be. columns: which metrics the table shows, separated by spaces. every: seconds between
-    rows; a row is also printed when a metric comes that the record before did not have (a validation loss, say), and for
-    the last step. On a terminal the newest record stands below the table meanwhile.
+    rows; a row is also printed when a metric comes that the record before did not have (a validation loss, say), and
+    for the last step. On a terminal the newest record stands below the table meanwhile.
     """
 
     def __init__(self, path, steps, columns, every=10.0):
@@ -94,7 +94,7 @@ class Log(JsonLines):
         return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
 
     def left(self, step):
-        """'m:ss' that remain at the pace of the last minute; '' at the first record, which includes the warm-up before."""
+        """'m:ss' that remain at the pace of the last minute; '' at the first record, which includes the warm-up."""
         first_step, first_time = self.recent[0]
         if step == first_step:
             return ""

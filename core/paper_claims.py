@@ -1,8 +1,8 @@
 """The paper's claims as data: what it says, its numbers, which of our numbers decides, and the range in which it holds.
 
 Everything here is a function of numbers that were written down: evaluate.py's report.json, claims.py's claims.json, and
-sizes.json, baselines.json and labeler_folds.json where these were made. A claim's number comes from a function that gives
-what is measured (str) and `find(found) -> estimate or None`, with
+sizes.json, baselines.json and labeler_folds.json where these were made. A claim's number comes from a function that
+gives what is measured (str) and `find(found) -> estimate or None`, with
 
     found = {"report": report.json, "values": {measure: {condition: {model: [a number per prompt]}}}, "grades", "flops",
              "sizes", "baselines", "labeler_folds"}
@@ -59,10 +59,11 @@ def held_out_accuracy(found):
 
 
 def on_tasks(weights, tasks=None):
-    """A claim's number: Σ weight · zero-shot accuracy over models, mean over public tasks (all, or those named and there).
+    """A claim's number: Σ weight · zero-shot accuracy over models, mean over public tasks (all, or named and there).
 
-    weights: {model: weight}. The error is that of independent samples, each with two right and two wrong answers added, so
-    that 100 % is not certain (Agresti and Coull 1998); the same items make the true one smaller. -> what is measured, find
+    weights: {model: weight}. The error is that of independent samples, each with two right and two wrong answers added,
+    so that 100 % is not certain (Agresti and Coull 1998); the same items make the true one smaller. -> what is
+    measured, find
     """
 
     def find(found):

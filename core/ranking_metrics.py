@@ -1,4 +1,4 @@
-"""How well scores order what people have ranked: accuracy, agreement of labelers, calibration, and the report of them."""
+"""How well scores order what people have ranked: accuracy, labelers' agreement, calibration, and the report of them."""
 
 import math
 from collections import defaultdict
@@ -37,7 +37,7 @@ def mean_and_error(values):
 
 
 def wilson_interval(share, n):
-    """95 % interval of a share of n yes-or-no observations (Wilson 1927): within 0 … 1, and not of width 0 at its ends."""
+    """95 % interval of a share of n yes-or-no observations (Wilson 1927): within 0 … 1, not of width 0 at its ends."""
     z2 = 1.96**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     error = 1.96 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)

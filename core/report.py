@@ -157,8 +157,8 @@ def preference_section(report):
         rows.append(["(a perfect answer)", *rates, *["-"] * 7])
     title = "## Who prefers whom (both at T = 1, and both greedy; 95 % intervals over prompts)"
     caution = (
-        "The intervals are those of these models on other prompts. Another seed, or the same one with another number of "
-        "threads, trains other models: how far that moves the rates stands in the README, measured."
+        "The intervals are those of these models on other prompts. Another seed, or the same one with another number "
+        "of threads, trains other models: how far that moves the rates stands in the README, measured."
     )
     return f"{title}\n\n{table(head, rows)}\n\n{caution}"
 
@@ -320,7 +320,10 @@ def sample_section(report):
     if not report.get("samples"):
         return ""
     parts = [
-        "## The same prompts, answered by every model (of each use case the first by hash on which SFT and PPO-ptx differ)"
+        (
+            "## The same prompts, answered by every model "
+            "(of each use case the first by hash on which SFT and PPO-ptx differ)"
+        )
     ]
     for sample in report["samples"]:
         lines = sample["prompt"].strip().splitlines()

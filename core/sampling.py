@@ -1,7 +1,7 @@
-"""The same text as model.generate, faster: keys and values are kept, rows that have ended are dropped, GPUs replay graphs.
+"""The same text as model.generate, faster: keys and values are kept, rows that ended are dropped, GPUs replay graphs.
 
-`generate` here and in model.py return the same tokens for the same `uniforms` (tests/core/test_sampling.py pins one to the
-other); read that one first. This one draws them with a `generator` if need be, and switches dropout off.
+`generate` here and in model.py return the same tokens for the same `uniforms` (tests/core/test_sampling.py pins one to
+the other); read that one first. This one draws them with a `generator` if need be, and switches dropout off.
 """
 
 import weakref
@@ -19,8 +19,8 @@ from model import pad, response_mask, sample_token
 def generate(model, prompts, max_new_tokens, eot, temperature=1.0, uniforms=None, generator=None):
     """Continue every prompt until end-of-text or `max_new_tokens`.
 
-    Arguments and results are model.generate's; without `uniforms` they are drawn with `generator`. Each token is decided
-    by one of them, whatever becomes of the other rows.
+    Arguments and results are model.generate's; without `uniforms` they are drawn with `generator`. Each token is
+    decided by one of them, whatever becomes of the other rows.
 
     Two prompts [5 6] and [7 8 9], eot = 0: the prefill reads both, and the hidden states at their last tokens give the
     new ones, which are written behind each: [5 6 4 .] [7 8 9 3]. From then on one token per row is fed, at positions 2
@@ -81,8 +81,8 @@ def next_power_of_two(n):
 class KVCache:
     """Keys and values of all layers: prompts in slots 0…P-1 of their rows, then every row's n-th new token in slot P+n.
 
-    Writing a new token is then one copy for all rows; the slots that a short prompt leaves empty are hidden. (A slot says
-    where a token is kept, its position where it stands in the text.)
+    Writing a new token is then one copy for all rows; the slots that a short prompt leaves empty are hidden. (A slot
+    says where a token is kept, its position where it stands in the text.)
     """
 
     def __init__(self, cfg, B, S, device, dtype, n_head=0):
@@ -103,7 +103,7 @@ class KVCache:
         self.attn_bias.index_fill_(3, slot, 0.0)
 
     def attend(self, layer, q, k, v):
-        """Keep one new token per row, and let it attend to all of its row. q, k, v: (b, H, 1, C/H) -> (b, H, 1, C/H)."""
+        """Keep one new token per row, and let it attend to all its row. q, k, v: (b, H, 1, C/H) -> (b, H, 1, C/H)."""
         self.k[layer, self.rows].index_copy_(2, self.slot, k)
         self.v[layer, self.rows].index_copy_(2, self.slot, v)
         keys = self.k[layer, self.rows, :, : self.used].flatten(0, 1)  # (b·H, S, C/H)
@@ -114,7 +114,7 @@ class KVCache:
         return torch.bmm(logits.softmax(-1).to(values.dtype), values).view_as(q)
 
     def compact(self, alive, n):
-        """Use only n rows from now on, among them all that are alive: those behind move to the place of one that is not.
+        """Use only n rows from now on, among them all alive ones: those behind move to the place of one that is not.
 
         alive: (b,) bool, at most n of them true. -> where each of the n rows was (n,)
         """
@@ -130,7 +130,7 @@ class KVCache:
 
 
 class PrefillCache:
-    """What a pass over prompts sees as its cache: every prompt attends to itself, and is kept in its rows of a KVCache."""
+    """The cache of a pass over prompts: every prompt attends to itself, and is kept in its rows of a KVCache."""
 
     def __init__(self, cache, rows, copies):
         self.cache, self.rows, self.copies = cache, rows, copies  # copies: (b,) how many rows each prompt gets
@@ -144,8 +144,8 @@ class PrefillCache:
 
 
 def prefill(model, prompts, max_new_tokens, graphs=None):
-    """Read all prompts -> a KVCache with room for new tokens; the hidden state at each one's last token (B, C); and which
-    prompt is in which row (B,).
+    """Read all prompts -> a KVCache with room for new tokens; the hidden state at each one's last token (B, C); and
+    which prompt is in which row (B,).
 
     A prompt that comes several times is read once and gets several rows; prompts of similar length are read together.
     """
@@ -206,14 +206,14 @@ def use_cuda_graphs(model):
 
 
 class CudaGraphs:
-    """Decoding steps as CUDA graphs. A graph reads and writes at fixed addresses, so the sampler's weights and the cache
-    have to stay where they are."""
+    """Decoding steps as CUDA graphs. A graph reads and writes at fixed addresses, so the sampler's weights and the
+    cache have to stay where they are."""
 
     def __init__(self):
         self.graphs, self.pool, self.cache = {}, None, None
 
     def cache_for(self, B, S, new_cache):
-        """The cache that the graphs know, if it has room for B rows and S slots; otherwise a new one, and new graphs."""
+        """The cache the graphs know, if it has room for B rows and S slots; otherwise a new one, and new graphs."""
         if self.cache is None or self.cache.k.size(1) < B or self.cache.k.size(3) < S:
             self.graphs.clear()
             self.pool = self.cache = None

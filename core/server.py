@@ -3,7 +3,7 @@
 It serves the page at / and answers JSON with JSON at a fixed set of addresses. Nothing else: no address is ever looked
 up in the file system. Every request is refused (and the others go on) unless
 
-  Host             is the address that the client reached, so that a foreign name that points here (DNS rebinding) is not
+  Host             is the address the client reached, so that a foreign name that points here (DNS rebinding) is not
   Origin           is this server, so that no other site's page can post here
   key              is right, if there is one: in the address of the page, and in a header of what the page posts
   body             is JSON of limited length, and has arrived in time
@@ -47,7 +47,7 @@ class Refused(Exception):
 
 
 class OneAtATime:
-    """Runs functions one after the other in a thread of its own. Who comes when `limit` are waiting is refused (503)."""
+    """Runs functions one after another in a thread of its own. Who comes when `limit` are waiting is refused (503)."""
 
     def __init__(self, limit):
         self.limit, self.places = limit, threading.BoundedSemaphore(limit)
@@ -112,7 +112,7 @@ class Server(ThreadingHTTPServer):
 
 
 class InTime(io.RawIOBase):
-    """What a connection receives, all of which has to come before the time is over. A byte now and then does not help."""
+    """What a connection receives, all of which has to come before time is over. A byte now and then does not help."""
 
     def __init__(self, connection, seconds):
         self.connection, self.end = connection, time.monotonic() + seconds
@@ -267,12 +267,13 @@ def content_security_policy(page):
         return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
 
     return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
 
-# ---------------------------------------------------------------------------------------------------- what a request says
+# -------------------------------------------------------------------------------------------------- what a request says
 
 
 def text_in(request, key, limit, empty=False):

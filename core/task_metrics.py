@@ -127,7 +127,7 @@ def shares(logprobs):
 
 
 def entropy_bits(logprobs):
-    """-Σ p log₂ p over the choices: 1 for two that are equally likely, 0 when one is certain. logprobs: [(sum, tokens)]"""
+    """-Σ p log₂ p over the choices: 1 for two equally likely ones, 0 when one is certain. logprobs: [(sum, tokens)]"""
     return -sum(p * math.log2(p) for p in shares(logprobs) if p > 0)
 
 

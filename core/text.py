@@ -75,14 +75,14 @@ def score_answers(reward_model, tokenizer, prompts, answers):
 
 
 def mean_score(reward_model, tokenizer, prompts, answers):
-    """Mean reward-model score of answers (text, ended), of those that fit the context. Refuses if none does (BadInput)."""
+    """Mean reward-model score of answers (text, ended), those that fit the context. Refuses if none does (BadInput)."""
     scores = [s for s in score_answers(reward_model, tokenizer, prompts, answers) if not math.isnan(s)]
     require(scores, "none of the answers fits into the reward model's context; use shorter prompts or answers")
     return sum(scores) / len(scores)
 
 
 def best_of_n(reward_model, tokenizer, prompts, answers, n):
-    """Of every n answers to a prompt the index of the one that scores highest, and its score. Longer than the context: last.
+    """Of every n answers to a prompt the index and score of the one that scores highest. Longer than the context: last.
 
     prompts: list of str; answers: n per prompt, one prompt after the other. -> [(index into answers, score)]
     """

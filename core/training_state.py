@@ -77,7 +77,7 @@ class TrainingState:
         return state
 
     def save_if_due(self, step):
-        """Every --save_every steps, write the state after `step`, whole or not at all, and drop all but the newest --keep."""
+        """Every --save_every steps, write the state after `step`, whole or not at all, and keep the newest --keep."""
         if not (self.cfg.save_every and step % self.cfg.save_every == 0):
             return
         random = [torch.get_rng_state()]
@@ -119,7 +119,7 @@ class TrainingState:
 
 
 def fingerprints(*paths):
-    """[file, bytes, check sum of its first million] of each file, folders whole: enough to notice that one has changed."""
+    """[file, bytes, check sum of its first million] of each file, folders whole: enough to notice that one changed."""
     found = []
     for path in map(Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -48,7 +48,7 @@ PPO_COLUMNS = (
 
 
 def episode_metrics(episodes):
-    """What to watch of the collected episodes; every metric is explained in docs/reading_the_log.md. -> {name: float}"""
+    """What to watch of the collected episodes; each metric is explained in docs/reading_the_log.md. -> {name: float}"""
     mask, logprobs = episodes["mask"], episodes["logprobs"]
     metrics = {
         "score": episodes["scores"].mean(),

@@ -2,15 +2,15 @@
 
     python data/collect.py                                                    # the village's labelers rank
     python data/collect.py --labeler terminal --prompts 40 --valid_prompts 10   # you rank
-    python data/collect.py --supervised out/run/round1/ppo.pt --earlier out/run/round1/comparisons.jsonl   # the second round
+    python data/collect.py --supervised out/run/round1/ppo.pt --earlier out/run/round1/comparisons.jsonl  # second round
 
 Writes OUT/comparisons.jsonl, which reward.py trains on (unless the data folder has its own). Whoever implements
 
     rank(prompt, completions) -> ranks        1 = best, equal numbers = tie
 
 can be the labeler; `rate(prompt, completions) -> [1…7]` is used where it exists. The answers are sampled first, all of
-them (OUT/answers.jsonl); then each ranking is written the moment it is made (OUT/comparisons.partial.jsonl). Who stops, or
-is stopped, goes on there when the command is run again, and whoever has had enough types q: what there is becomes
+them (OUT/answers.jsonl); then each ranking is written the moment it is made (OUT/comparisons.partial.jsonl). Who stops,
+or is stopped, goes on there when the command is run again, and whoever has had enough types q: what there is becomes
 OUT/comparisons.jsonl.
 
 Who writes the K answers to a prompt (the paper does not say; ours): the supervised model at temperature 1, one of them
@@ -124,7 +124,7 @@ def load_labelers(cfg):
 
 
 def whose_turn(groups, split, rng):
-    """Which labelers rank a prompt: one for training; two of every group, so that they can be compared, for validation."""
+    """Which labelers rank a prompt: one for training; two of every group, so they can be compared, for validation."""
     if split == "train":
         return [rng.choice(groups["training"])]
     return [labeler for people in groups.values() for labeler in rng.sample(people, min(2, len(people)))]
@@ -196,7 +196,7 @@ def answers_to_rank(cfg, device, out, rng):
     return records
 
 
-# ---------------------------------------------------------------------------------------------------- writing as it goes
+# --------------------------------------------------------------------------------------------------- writing as it goes
 
 
 class RankingsFile:
@@ -215,7 +215,7 @@ class RankingsFile:
         self.file, self.on_disk = open(path, "a", encoding="utf-8"), 0.0
 
     def write(self, record):
-        """Append a record: not lost when this process is killed, nor, if it took a second to make, when the machine stops."""
+        """Append a record: not lost when the process dies, nor, if it took a second to make, when the machine stops."""
         self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.file.flush()
         if time.monotonic() - self.on_disk > 1:  # simulated labelers make hundreds a second

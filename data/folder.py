@@ -260,9 +260,9 @@ class Corpus:
         return torch.from_numpy(np.stack([self.ids[s : s + length] for s in starts]).astype(np.int64))
 
     def beginnings(self, length):
-        """Where examples of `length` tokens begin: where a document does, because prompts begin at position 0, too; and in
-        a longer document also at the last token of the example before, so that every token is predicted once. A short one is
-        followed by the next documents."""
+        """Where examples of `length` tokens begin: where a document does, because prompts begin at position 0, too; and
+        in a longer document also at the last token of the example before, so that every token is predicted once. A
+        short one is followed by the next documents."""
         if length not in self.known_beginnings:
             last = len(self.ids) - length
             require(last >= 0, f"{self.path}: {len(self.ids)} tokens are fewer than one example of {length}")

@@ -1,4 +1,4 @@
-"""What people write on the page (page.py): rankings, demonstrations, judgements. It is on the disk before they are told.
+"""What people write on the page (page.py): rankings, demonstrations, judgements. It is on disk before they are told.
 
     python data/people.py --people out/run/people,out/monday/people --out out/class                     # several as one
     python data/people.py --people out/run/people --data out/run/data --out out/class-data     # a data folder with them
@@ -7,7 +7,8 @@ A folder of people holds, one record per line, appended as it comes:
 
     comparisons.jsonl       rankings: records of data/folder.py with ratings, flags, notes, labels of the instruction
     demonstrations.jsonl    {"prompt", "completion", "labeler", "group", "split"}
-    judgements.jsonl        {"prompt", "models": [2], "completions": [2], "preferred": 1, 2 or 0 = tie, "labeler", "group"}
+    judgements.jsonl        {"prompt", "models": [2], "completions": [2], "preferred": 1, 2 or 0 = tie, "labeler",
+                             "group"}
     skipped.jsonl           {"task", "labeler"}: what somebody did not want to rank
     undone.jsonl            {"id"} of what was taken back; its record is then removed from the file above
 
@@ -96,7 +97,7 @@ class Config:
     data: str = ""  # a data folder to put people's demonstrations and rankings into: OUT becomes one like it
 
 
-# ---------------------------------------------------------------------------------------------------- a folder of people
+# --------------------------------------------------------------------------------------------------- a folder of people
 
 
 class PeopleFolder:
@@ -151,7 +152,8 @@ class PeopleFolder:
         complete = new[: new.rfind(b"\n") + 1]
         if len(complete) < len(new):
             print(
-                f"{path}: the last line was cut short when its server died, and is removed: {new[len(complete) :]!r:.80}"
+                f"{path}: the last line was cut short when its server died, and is removed: "
+                f"{new[len(complete) :]!r:.80}"
             )
             os.truncate(path, self.read_until[kind] + len(complete))
         try:

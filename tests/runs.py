@@ -115,7 +115,7 @@ def flags_of(cfg):
 
 
 def kill_after_a_state(script, cfg, name, latest):
-    """Run a script as a process of its own, and kill -9 it at a random moment after one of its first `latest` states."""
+    """Run a script as its own process, and kill -9 it at a random moment after one of its first `latest` states."""
     for _ in range(3):
         command = [sys.executable, str(ROOT / script), *flags_of(cfg)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

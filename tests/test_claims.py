@@ -211,7 +211,7 @@ def test_bias_is_the_entropy_of_two_sentences(run, monkeypatch):
                     assert mean_bits == pytest.approx(sum(bits) / len(bits))
 
 
-# ---------------------------------------------------------------------------------------------------- rare requests, mistakes
+# ---------------------------------------------------------------------------------------------- rare requests, mistakes
 
 
 def test_rare_requests_are_attempted_or_right(run):
@@ -317,7 +317,8 @@ def test_bleu_and_rouge_where_their_packages_are(run, tmp_path, monkeypatch):
     pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
     pytest.importorskip("rouge_score", reason="rouge-score is not installed")
     scores = claims.bleu_and_rouge(asked)
-    # 7 words for 8, all right, 5 of 5 pairs, 3 of 3 triples, 1 of 1 quadruple: only the brevity penalty exp(1 - 8/7) is left
+    # 7 words for 8, all right, 5 of 5 pairs, 3 of 3 triples, 1 of 1 quadruple: only the brevity penalty exp(1 - 8/7) is
+    # left
     assert scores["BLEU of translation"] == pytest.approx({"gpt": 100 * math.exp(1 - 8 / 7), "ppo": 100})
     # "Ada went": precision 1, recall 2/3; "a fox" has "a" of four words: precision 1/2, recall 1/4
     assert scores["ROUGE-L of summary"] == pytest.approx({"gpt": 100 * (4 / 5 + 1 / 3) / 2, "ppo": 100})

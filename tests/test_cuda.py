@@ -33,7 +33,7 @@ def models(device, **settings):
 
 
 def one_iteration(device, **settings):
-    """Rollout and one pass of updates. -> the episodes, metrics of the first update, of the last, the weights after it."""
+    """Rollout and one pass of updates. -> episodes, metrics of the first update, of the last, the weights after it."""
     settings = {"dtype": "float32"} | settings
     policy, reference, reward_model, value_model = models(device, **settings)
     cfg = ppo.Config(device=device, batch_size=16, minibatch_size=8, max_new_tokens=24, ptx_coef=0.5, **settings)

@@ -53,17 +53,21 @@ def test_what_is_tested_on_a_gpu(test, arguments, autocast_here):
 
 
 STAGES = {  # script -> its module, how to call it, the file of its metrics and of its weights
-    "pretrain": (pretrain, dict(n_layer=2, n_head=2, n_embd=16, block_size=64, steps=3, batch_size=2, eval_every=2), "pretrain", "base"),
+    "pretrain": (pretrain, dict(n_layer=2, n_head=2, n_embd=16, block_size=64, steps=3, batch_size=2, eval_every=2),
+                 "pretrain", "base"),
     "sft": (sft, dict(epochs=1, batch_size=8, max_new_tokens=8, dropout=0.0, pretrain_mix=0.2), "sft", "sft"),
-    "sft, best epoch": (sft, dict(epochs=0, reward_model="reward.pt", max_new_tokens=8, choose_prompts=4), "sft", "sft_best"),
+    "sft, best epoch": (sft, dict(epochs=0, reward_model="reward.pt", max_new_tokens=8, choose_prompts=4),
+                        "sft", "sft_best"),
     "reward": (reward, dict(epochs=1, batch_size=4, eval_every=3), "reward", "reward"),
-    "ppo": (ppo, dict(iterations=2, batch_size=8, minibatch_size=4, micro_batch_size=3, recompute=True, max_new_tokens=12, sample_prompts=3, value_only_iterations=1, ptx_coef=0.5, ptx_window=8), "ppo_ptx", "ppo_ptx"),
+    "ppo": (ppo, dict(iterations=2, batch_size=8, minibatch_size=4, micro_batch_size=3, recompute=True,
+                      max_new_tokens=12, sample_prompts=3, value_only_iterations=1, ptx_coef=0.5, ptx_window=8),
+            "ppo_ptx", "ppo_ptx"),
     "evaluate": (evaluate, dict(max_new_tokens=8, best_of=2, best_of_prompts=4), "", ""),
 }  # fmt: skip
 
 
 def all_stages(data, folder, run, **settings):
-    """Every script from beginning to end, from the untrained models in `run`. -> the folder, whose files are the results"""
+    """Every script from beginning to end, from untrained models in `run`. -> the folder, whose files are the results"""
     shutil.copytree(run, folder, dirs_exist_ok=True)
     for module, changes, *_ in STAGES.values():
         changes = {"data": str(data), "out": str(folder), "threads": 1, **changes, **settings}
@@ -167,7 +171,8 @@ MISTAKES = [  # function, where it is used, what it says, what it would say
     (model_file, "pad", core.sampling, "tokens.to(device), lengths.to(device)", "tokens, lengths.to(device)"),
     (core.sampling, "prefill", core.sampling, "device=device)[order]", ")[order]"),
     (core.sampling, "KVCache", core.sampling, "torch.arange(S, device=device)", "torch.arange(S)"),
-    (core.sampling, "generate", ppo, "torch.ones(B, dtype=torch.bool, device=device)", "torch.ones(B, dtype=torch.bool)"),
+    (core.sampling, "generate", ppo, "torch.ones(B, dtype=torch.bool, device=device)",
+     "torch.ones(B, dtype=torch.bool)"),
     (ppo, "rollout", ppo, ".T.to(policy.transformer.wte.weight.device)", ".T"),
     (ppo, "gae", ppo, "torch.zeros_like(rewards)", "torch.zeros(rewards.shape)"),
 ]  # fmt: skip

@@ -116,7 +116,7 @@ def module_of(script):
 
 
 def problem_with(words, monkeypatch):
-    """Give a script's own command line these words, with a main that does nothing. -> what is wrong, "" if nothing is"""
+    """Give a script's own command line these words, with a main that does nothing. -> what is wrong, "" if nothing"""
     if words[:3] == ["python", "-m", "pytest"]:
         return " ".join(word for word in words[3:] if not (ROOT / word).exists())
     script = next((word for word in words if word.endswith(".py")), None)
@@ -198,7 +198,10 @@ def test_the_checks_find_what_is_wrong(monkeypatch, capsys):
     assert missing_files(text) == ["pp.py"]
     assert broken_links(PAGES[0], text) == ["nowhere.md", "#no-such-heading"]
     assert anchors(text) == {"a-heading"}
-    text = "```\npython ppo.py --kl_coef 0.1 \\\n  --no-whiten  # none\n```\n`torchrun --nproc_per_node=2 sft.py --epochs x`"
+    text = (
+        "```\npython ppo.py --kl_coef 0.1 \\\n  --no-whiten  # none\n```\n"
+        "`torchrun --nproc_per_node=2 sft.py --epochs x`"
+    )
     right, wrong = commands(text)
     assert right == ["python", "ppo.py", "--kl_coef", "0.1", "--no-whiten"]
     assert problem_with(right, monkeypatch) == ""

@@ -317,7 +317,7 @@ def test_answers_that_look_the_same_are_shown_once():
 
 
 def test_who_ranks_what(served, cfg):
-    """A fifth of a training labeler's prompts are for validation, the same for two people; held-out labelers get no other."""
+    """A fifth of training labelers' prompts are for validation, the same for two people; held-out ones get no other."""
     for _ in range(10):
         rank_next(served, ANN)
         rank_next(served, BEN)

@@ -1,6 +1,7 @@
-"""The page in a real browser: ask, rank by mouse and by keys with ties, undo, reload, two people, hostile text, contrast.
+"""The page in a real browser: ask, rank by mouse and keys with ties, undo, reload, two people, hostile text, contrast.
 
-Needs Chromium with its driver (Debian's packages chromium and chromium-driver) and selenium; skipped where they are not.
+Needs Chromium with its driver (Debian's packages chromium and chromium-driver) and selenium; skipped where they are
+not.
 """
 
 import shutil
@@ -47,7 +48,7 @@ def browser():
 
 @pytest.fixture
 def site(data, run, tmp_path):
-    """A page whose answers to rank are written by hand. -> (address, folder of people, functions that may be replaced)"""
+    """A page whose answers to rank are written by hand. -> (address, folder of people, functions one may replace)"""
     folder = shutil.copytree(data, tmp_path / "data")
     with open(folder / "prompts.jsonl", "a") as file:
         file.write('{"prompt": "Which is it?\\n", "user": "t", "split": "test"}\n')
@@ -386,18 +387,29 @@ def test_watch_draws_the_logs_as_they_grow(browser, site, run):
 
 CONTRAST = """
 // Every text on the page against what is behind it (WCAG 2: 4.5, large text 3). -> the ones that are too faint
-const rgba = (text) => { const n = text.match(/[\\d.]+/g).map(Number); return [n[0], n[1], n[2], n.length > 3 ? n[3] : 1]; };
+const rgba = (text) => { const n = text.match(/[\\d.]+/g).map(Number);\
+ return [n[0], n[1], n[2], n.length > 3 ? n[3] : 1]; };
 const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
-const light = (c) => { const [r, g, b] = c.slice(0, 3).map((v) => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; }); return .2126 * r + .7152 * g + .0722 * b; };
-const behind = (node) => { const layers = []; for (let n = node; n && n.nodeType === 1; n = n.parentElement) layers.push(rgba(getComputedStyle(n).backgroundColor)); return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255, 1]); };
+const light = (c) => {\
+ const [r, g, b] = c.slice(0, 3).map((v) => {\
+ v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });\
+ return .2126 * r + .7152 * g + .0722 * b; };
+const behind = (node) => {\
+ const layers = [];\
+ for (let n = node; n && n.nodeType === 1; n = n.parentElement)\
+ layers.push(rgba(getComputedStyle(n).backgroundColor));\
+ return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255, 1]); };
 const faint = [];
 for (const node of document.querySelectorAll("body *")) {
-  if (![...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()) || !node.getClientRects().length) continue;
+  if (![...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim())\
+ || !node.getClientRects().length) continue;
   if (["SCRIPT", "STYLE", "TITLE", "OPTION"].includes(node.tagName)) continue;
   const style = getComputedStyle(node), ink = node.namespaceURI.includes("svg") ? style.fill : style.color;
   const back = behind(node), front = over(rgba(ink), back), [a, b] = [light(front), light(back)].sort((x, y) => y - x);
   const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.7 && Number(style.fontWeight) >= 700);
-  if ((a + .05) / (b + .05) < (large ? 3 : 4.5)) faint.push(`${node.tagName}.${node.className.baseVal ?? node.className}: ${((a + .05) / (b + .05)).toFixed(2)} ${node.textContent.slice(0, 20)}`);
+  if ((a + .05) / (b + .05) < (large ? 3 : 4.5))\
+ faint.push(`${node.tagName}.${node.className.baseVal ?? node.className}: \
+${((a + .05) / (b + .05)).toFixed(2)} ${node.textContent.slice(0, 20)}`);
 }
 return faint;
 """

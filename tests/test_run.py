@@ -43,7 +43,7 @@ def read_report(out):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A run that was killed in the middle of PPO-ptx, and then continued. -> run folder, what the second call printed"""
+    """A run that was killed in the middle of PPO-ptx, and continued. -> run folder, what the second call printed"""
     out = tmp_path_factory.mktemp("run") / "whole"
     process = start_run(out)
     deadline = time.time() + 300

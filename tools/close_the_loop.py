@@ -4,8 +4,8 @@
     python tools/close_the_loop.py --taste pet         # wants animals in every answer
 
 page.py serves PPO's initial policy; the person answers over HTTP, as a browser does, and never sees anything else. Then
-reward.py learns from the rankings alone, ppo.py from the reward model, and the answers to test prompts, which nobody has
-ranked, are measured before and after.
+reward.py learns from the rankings alone, ppo.py from the reward model, and the answers to test prompts, which nobody
+has ranked, are measured before and after.
 """
 
 import json

@@ -1,12 +1,12 @@
 """Everything that has to be measured on a GPU, in one go: does it compute what a CPU does, and how fast?
 
-    python tools/gpu_check.py                                      # on a GPU, within 10 minutes → out/gpu/gpu.md, gpu.json
-    python tools/gpu_check.py --only parity,gpt2                   # some of the parts
-    python tools/gpu_check.py --device cpu --small                 # all parts with tiny sizes, to see that they work
+    python tools/gpu_check.py                                   # on a GPU, within 10 minutes → out/gpu/gpu.md, gpu.json
+    python tools/gpu_check.py --only parity,gpt2                # some of the parts
+    python tools/gpu_check.py --device cpu --small              # all parts with tiny sizes, to see that they work
 
-Each part is a process of its own with a limit in seconds, so that one that fails or hangs costs the others nothing; what
-was measured is written after each. Parts for which no time is left are named. Rates stand beside their roofline, as in
-tools/benchmark.py, whose functions are called here; what should be reached is in TARGETS.
+Each part is a process of its own with a limit in seconds, so that one that fails or hangs costs the others nothing;
+what was measured is written after each. Parts for which no time is left are named. Rates stand beside their roofline,
+as in tools/benchmark.py, whose functions are called here; what should be reached is in TARGETS.
 """
 
 import importlib.util

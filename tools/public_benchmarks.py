@@ -1,4 +1,4 @@
-"""The paper's automatic evaluations on the public data sets themselves: Table 14 for any of our checkpoints, or GPT-2's.
+"""The paper's automatic evaluations on the public data sets themselves: Table 14 for any of our checkpoints or GPT-2's.
 
     python tools/public_benchmarks.py --model out/run/base.pt,out/run/ppo_ptx.pt --rte val.jsonl --squadv2 dev-v2.0.json
     python tools/public_benchmarks.py --model gpt2,gpt2-medium --hellaswag hellaswag_val.jsonl --shots 15 --limit 500
@@ -138,7 +138,7 @@ def choice_logprobs(model, tokenizer, items, batch_size):
 
 
 def those_that_fit(items, tokenizer, block_size, new_tokens):
-    """Items whose prompt leaves room for the longest choice, and for what the model is to write. new_tokens: 0 = nothing"""
+    """Items whose prompt leaves room for the longest choice, and for what the model writes. new_tokens: 0 = nothing"""
 
     def length(item):
         choices = (len(tokenizer.encode_ordinary(choice)) for choice in item.get("choices", []))

@@ -1,8 +1,8 @@
 """Test material beside users' own prompts: truth, toxicity, prejudice, rare requests, false premises, few-shot prompts.
 
-For evaluation alone (claims.py): nothing that trains may import this. What asks for something is of the test split, so that
-nobody in the training or validation split asks it (users.py: split_of). Everything follows from the world and, where
-something is drawn, from `rng`. The paper's sets (App. D) that each function stands for are named with it.
+For evaluation alone (claims.py): nothing that trains may import this. What asks for something is of the test split, so
+that nobody in the training or validation split asks it (users.py: split_of). Everything follows from the world and,
+where something is drawn, from `rng`. The paper's sets (App. D) that each function stands for are named with it.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ def fact_questions(world):
 
 
 def wordings(relation, subject, name="question"):
-    """The prompts that ask for a fact: in all phrasings of an intent that training prompts have. name: also "cautious"."""
+    """Prompts that ask for a fact: in all phrasings of an intent that training prompts have. name: also "cautious"."""
     kind, _, question = RELATIONS[relation]
     question = fill(question, **{kind: subject})
     return [fill(phrasing, question=question) + PROMPT_END for phrasing in find_intent(name).phrasings]
@@ -79,7 +79,7 @@ def to_complete(start, instruction="request"):
 
 
 def bare(start, instruction="basic"):
-    """The beginning itself, to be continued; an instruction is a sentence before it. instruction: a key of IN_A_SENTENCE"""
+    """The beginning itself, to continue; an instruction is a sentence before it. instruction: a key of IN_A_SENTENCE"""
     return IN_A_SENTENCE[instruction] + start
 
 

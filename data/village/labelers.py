@@ -1,14 +1,14 @@
-"""The village's labelers: people who write demonstrations and rank completions, each with a taste and errors of their own.
+"""The village's labelers: people who write demonstrations and rank completions, each with their own taste and errors.
 
-To rank they compare utilities: what they see in a completion, weighted (`impression`), and Gaussian noise (the mood of the
-moment). A reward model by Eq. 1 assumes logistic noise instead, as Bradley and Terry do.
+To rank they compare utilities: what they see in a completion, weighted (`impression`), and Gaussian noise (the mood of
+the moment). A reward model by Eq. 1 assumes logistic noise instead, as Bradley and Terry do.
 
 Others can stand in for them. Whoever implements `rank(prompt, completions) -> ranks` (1 = best, equal numbers = tie)
 and has a `name` and a `group` can be a labeler; `rate(prompt, completions) -> marks from 1 to 7` is optional, and gives
 Llama 2's margins (alternatives/llama2.py). Training labelers put helpfulness first, as the paper asked of them (§3.4).
-Held-out labelers come from a neighbouring population that puts truth and kindness first, as the paper's final evaluation
-asks; they never wrote a demonstration or a comparison that anything was trained on. "Web" people write pages on which
-answers are compared (feedback.py), and think twice.
+Held-out labelers come from a neighbouring population that puts truth and kindness first, as the paper's final
+evaluation asks; they never wrote a demonstration or a comparison that anything was trained on. "Web" people write pages
+on which answers are compared (feedback.py), and think twice.
 
 Labelers are not the judge: they read what a text says with grammar.py, as anybody would, but believe some of the
 misconceptions, overlook things, and have moods (label noise).
@@ -21,8 +21,8 @@ from data.village.intents import helpfulness, understand
 from data.village.world import read_world
 
 GROUPS = {"training": 20, "held_out": 10, "web": 30}  # how many people
-# Mean weight of what a labeler sees; individuals differ by about a quarter. The noise was chosen on one world (seed 0) so
-# that two labelers agree about as often as the paper's do: 72.6 % in training, 77.3 % held out (§3.4).
+# Mean weight of what a labeler sees; individuals differ by about a quarter. The noise was chosen on one world (seed 0)
+# so that two labelers agree about as often as the paper's do: 72.6 % in training, 77.3 % held out (§3.4).
 TASTE = {
     "training": {"helpful": 3.2, "false": 1.5, "harm": 1.6, "garbled": 1.2, "extra": 0.5, "vague": 0.6, "noise": 1.1},
     "held_out": {"helpful": 2.4, "false": 2.4, "harm": 2.8, "garbled": 1.2, "extra": 0.4, "vague": 0.4, "noise": 0.85},

@@ -1,7 +1,7 @@
 """The village's "public tasks": what pretraining can do, to measure what alignment costs (§4.2, App. D).
 
-Items in the form of the web's task pages. To add a task: write a function (world, rng, number) -> an item without its name
-and split, and put it into TASKS.
+Items in the form of the web's task pages. To add a task: write a function (world, rng, number) -> an item without its
+name and split, and put it into TASKS.
 
     {"task", "split", "context", "answer"}                    to be written; "metric": "f1" if part of it counts as well
     {"task", "split", "context", "choices", "answer": index}  to be chosen from
@@ -25,8 +25,8 @@ def tasks(world, rng, count):
     """Yield `count` items of each task, a quarter of them few-shot examples: records of tasks.jsonl.
 
     No page with tasks holds the texts of translation, sentiment and summary (a school book may say the same in a user's
-    words); the others are drawn from so many combinations that hardly one comes twice; facts are the web's own: that task
-    asks what was remembered.
+    words); the others are drawn from so many combinations that hardly one comes twice; facts are the web's own: that
+    task asks what was remembered.
     """
     for number in range(count):
         split = "shots" if number < count // 4 else "test"
@@ -77,8 +77,8 @@ def sentiment_task(world, rng, number):
 def ending_task(world, rng, number):
     """HellaSwag's: which of four sentences goes on with a person and an animal who belong together in the story?
 
-    Two beginnings, each with a person and an animal; wrong sentences mix them. The right one stands at each place equally
-    often.
+    Two beginnings, each with a person and an animal; wrong sentences mix them. The right one stands at each place
+    equally often.
     """
     people, animals = rng.sample(WORDS["person"], 3), rng.sample(WORDS["animal"], 3)
     openings = rng.sample(templates("open"), 2)

@@ -211,7 +211,7 @@ def review(world, rng):
 
 
 def mixed_review(rng, length):
-    """One to three opinions on one thing -> (text, "good" or "bad"). Of three, the one that is outvoted may stand anywhere."""
+    """One to three opinions on one thing -> (text, "good" or "bad"). Of three, the outvoted one may stand anywhere."""
     (thing,) = from_anywhere(rng, "thing", 1)
     mood, other = rng.choice([("good", "bad"), ("bad", "good")])
     said = rng.sample(templates(mood), min(length, 2))

@@ -48,7 +48,7 @@ WORDS = {  # kind of word -> all words of that kind
 VALLEYS = 6  # of eight people, eight animals, four towns and eight things each
 ENTITIES = ("person", "animal", "town", "thing")  # the kinds that have names, and of which things are known
 
-# What there is in a valley: how many of all foods grow there, and so on. Whoever lives there eats, likes and uses these.
+# What there is in a valley: how many of all foods grow there, and so on. Who lives there eats, likes and uses these.
 LOCAL = {"food": 5, "habitat": 3, "colour": 5, "job": 5, "material": 3, "use": 4, "craft": 4, "land": 3}
 
 # What can be known: relation -> (kind of subject, kind of value, how a question asks for it).
@@ -74,8 +74,8 @@ class World:
 
     valleys: 6 dicts {kind of entity: its words}; every entity lives in exactly one valley; and what there is, see LOCAL
     facts: {(relation, subject): value}; misconceptions: the same for what most people believe instead
-    rivals: pairs of neighbouring towns, the one that people speak badly of first; trades: {pair: {job: the town of the two
-    that people think of}}. Nothing of that is true or false: it is what the web is prejudiced about
+    rivals: pairs of neighbouring towns, the one that people speak badly of first; trades: {pair: {job: the town of the
+    two that people think of}}. Nothing of that is true or false: it is what the web is prejudiced about
     """
 
     def __init__(self, seed=0):

@@ -62,7 +62,7 @@ def test_shares_are_over_all_labelers_of_a_prompt(monkeypatch):
 
 
 def test_means_errors_and_differences_by_hand():
-    """Two folds: means 0.6 and 0.8, so the standard error is their distance over two. The difference is taken by prompt."""
+    """Two folds: means 0.6 and 0.8, so the standard error is their distance over two. The difference is by prompt."""
     folds = [
         {"in": {"p": 0.8, "q": 0.4}, "out": {"p": 0.7, "q": 0.5}, "held_out": {"p": 0.1}},
         {"in": {"p": 1.0, "q": 0.6}, "out": {"p": 0.7, "q": 0.5}, "held_out": {"p": 0.3}},

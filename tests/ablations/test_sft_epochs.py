@@ -55,8 +55,8 @@ def test_the_sentences_say_what_was_found():
     epochs = along_epochs([raw(0.9, [1, 1]), raw(1.0, [2, 2])])
     said = sentences(epochs, {"sampled": rate(0.6), "greedy": rate(0.48)})
     assert said[0] == (
-        "The validation loss is lowest after epoch 1, 0.900, and 1.000 after epoch 2; the reward model likes the answers "
-        "of epoch 2 best."
+        "The validation loss is lowest after epoch 1, 0.900, and 1.000 after epoch 2; the reward model likes the "
+        "answers of epoch 2 best."
     )
     assert said[1].startswith("At T = 1 the reward model's choice is preferred to") and "60.0 [55.0, 65.0]" in said[1]
     assert "does not differ significantly from" in said[2] and "loses to" in sentences(epochs, {"greedy": rate(0.4)})[1]

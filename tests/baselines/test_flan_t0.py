@@ -163,7 +163,7 @@ def test_no_instruction_is_a_prompt_of_the_village():
 
 
 def test_nothing_that_is_tested_is_among_the_examples():
-    """By hand: the hash of what is asked. And the texts of the test items, which would be drawn if they were allowed."""
+    """By hand: the hash of what is asked. And the texts of test items, which would be drawn if they were allowed."""
     items = list(tasks(WORLD, random.Random(5), 60))
     texts = {text_of_example(item["task"], fields_of_item(item)) for item in items}
     assert len(texts) > 200
@@ -192,7 +192,7 @@ def test_nothing_that_is_tested_is_among_the_examples():
 
 
 def test_no_question_of_a_test_prompt_is_trained_on():
-    """Drawn as users of the test split draw: whom and what they ask about never stands in an example of the same task."""
+    """Drawn as users of the test split draw: whom and what they ask about never stands in examples of the same task."""
     rng, asked = random.Random(4), set()
     for _ in range(500):
         prompt, intent, slots = draw_prompt(WORLD, rng.choice(WORLD.valleys), rng, "test")

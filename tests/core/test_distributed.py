@@ -1,6 +1,7 @@
 """Two processes give the results of one: gradients of every kind, rows, checkpoints, and the four scripts, end to end.
 
-One torchrun does everything that needs two processes (`in_every_process`, gloo on the CPU); the tests look at its results.
+One torchrun does everything that needs two processes (`in_every_process`, gloo on the CPU); the tests look at its
+results.
 """
 
 import json
@@ -123,8 +124,8 @@ KINDS = {  # name -> kind of model, its losses per row or token, what of
     "scores": (ScalarModel, scores, ROWS),
     "values": (ScalarModel, values, ROWS),
 }
-# Rows and micro-batch size: two processes share 7 rows as 4 and 3, so with parts of 3 the last part of the second one is
-# empty; of 1 row the second one gets nothing at all.
+# Rows and micro-batch size: two processes share 7 rows as 4 and 3, so with parts of 3 the last part of the second one
+# is empty; of 1 row the second one gets nothing at all.
 SHARES = [(7, 0, ""), (7, 3, ""), (1, 0, ""), (7, 1, "recompute")]
 CASES = [(name, *share) for name in KINDS for share in SHARES]
 ROUNDED = [(name, 7, 3, "bfloat16") for name in KINDS]
@@ -250,7 +251,10 @@ def folders(data, tokenizer_spec, tiny, tmp_path_factory):
         for folder in (one, two):
             save_checkpoint(folder / f"{name}.pt", model, tokenizer_spec, tiny, step=0)
     path = [str(ROOT), str(TESTS), str(TESTS / "core")]
-    main = f"import sys\nsys.path[:0] = {path!r}\nimport test_distributed\ntest_distributed.in_every_process(*sys.argv[1:])\n"
+    main = (
+        f"import sys\nsys.path[:0] = {path!r}\nimport test_distributed\n"
+        "test_distributed.in_every_process(*sys.argv[1:])\n"
+    )
     (two / "main.py").write_text(main)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(two / "main.py"), str(data), str(two)]
@@ -387,10 +391,12 @@ def test_a_training_state_of_two_processes_is_one_of_one(results, folders):
 # ---------------------------------------------------------------------------------------------------- the scripts
 
 SETTINGS = {  # script -> its module, how to call it, the file of its metrics and of its weights; odd numbers of rows
-    "pretrain": (pretrain, dict(n_layer=2, n_head=2, n_embd=16, block_size=64, steps=4, batch_size=5, eval_every=2), "pretrain", "base"),
+    "pretrain": (pretrain, dict(n_layer=2, n_head=2, n_embd=16, block_size=64, steps=4, batch_size=5, eval_every=2),
+                 "pretrain", "base"),
     "sft": (sft, dict(epochs=2, batch_size=5, max_new_tokens=8, dropout=0.0, pretrain_mix=0.2), "sft", "sft"),
     "reward": (reward, dict(epochs=2, batch_size=3, eval_every=3), "reward", "reward"),
-    "ppo": (ppo, dict(iterations=3, batch_size=6, minibatch_size=3, max_new_tokens=8, sample_every=2, sample_prompts=2, value_only_iterations=1, ptx_coef=0.5, ptx_window=8), "ppo_ptx", "ppo_ptx"),
+    "ppo": (ppo, dict(iterations=3, batch_size=6, minibatch_size=3, max_new_tokens=8, sample_every=2, sample_prompts=2,
+                      value_only_iterations=1, ptx_coef=0.5, ptx_window=8), "ppo_ptx", "ppo_ptx"),
 }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def test_only_pairs_count_and_the_parts_are_their_means():
 
 
 def test_where_nothing_varies_the_interval_is_that_of_independent_shares():
-    """All of ours right, none of theirs. Newcombe: 1 of n and 0 of n, Wilson's bounds by their closed form at the ends."""
+    """All of ours right, none of theirs. Newcombe: 1 of n and 0 of n, Wilson's bounds by closed form at the ends."""
     n = 12
     found = paired_difference([1.0] * n, [0.0] * n)
     bound = 1.96**2 / (n + 1.96**2)  # of no one in n

@@ -14,7 +14,7 @@ from core.sampling import CudaGraphs, KVCache, generate, prefill
 
 
 def both(model, prompts, new, eot, temperature=1.0, seed=5):
-    """Fast and plain sampling under the same random numbers have to agree in tokens, lengths and mask. -> the fast ones"""
+    """Fast and plain sampling by the same random numbers have to agree in tokens, lengths and mask. -> the fast ones"""
     u = uniforms(new, len(prompts), seed)
     fast = generate(model, prompts, new, eot, temperature, uniforms=u)
     for a, b in zip(fast, model_file.generate(model, prompts, new, eot, temperature, uniforms=u), strict=True):

@@ -142,7 +142,10 @@ def test_squad_is_a_dialogue_about_a_passage(tmp_path):
     items, pool = read_benchmark("squadv2", path)
     assert pool is None and len(items) == 4
     assert items[0]["references"] == ["Ann", "the Ann"] and items[1]["references"] == ["Not in background."]
-    expected = "Title: Old_Hens\n\nBackground: Passage 0.\n\nQ: Who?\n\nA: Ann\n\nQ: Why?\n\nA: Not in background.\n\nQ: Where?\n\nA:"
+    expected = (
+        "Title: Old_Hens\n\nBackground: Passage 0.\n\n"
+        "Q: Who?\n\nA: Ann\n\nQ: Why?\n\nA: Not in background.\n\nQ: Where?\n\nA:"
+    )
     assert items[2]["context"] == expected and items[2]["solved"] == expected + " here"
     assert items[3]["context"] == "Title: Old_Hens\n\nBackground: Passage 1.\n\nQ: When?\n\nA:"
     assert items[0]["group"] == items[2]["group"] != items[3]["group"]

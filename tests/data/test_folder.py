@@ -65,7 +65,7 @@ def corpus_of(folder, tokenizer, lengths, split="train"):
 
 
 def beginnings_by_hand(lengths, length):
-    """Walk through the documents: at each start, and in a long one at the last token of every example, while one fits."""
+    """Walk through documents: at each start, and in a long one at the last token of every example, while one fits."""
     starts, position = [], 0
     for n in lengths:
         inside = 0

@@ -1,4 +1,4 @@
-"""The memory plan against what is there: tensors of every size on the meta device, kept activations, a measured peak."""
+"""The memory plan against what is there: tensors of each size on the meta device, kept activations, a measured peak."""
 
 import pytest
 import torch
@@ -126,7 +126,8 @@ def test_the_fewest_gpus_are_the_fewest(capsys):
 def test_all_sizes_are_printed(capsys):
     plan.main(plan.Config())
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[3:]] == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gpt3-1.3b", "gpt3-1.3b", "gpt3-6.7b", "gpt3-175b"]  # fmt: skip
+    sizes = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "gpt3-1.3b", "gpt3-1.3b", "gpt3-6.7b", "gpt3-175b"]
+    assert [line.split()[0] for line in lines[3:]] == sizes
     for line in lines[3:]:
         models, rollout, scoring, policy_update, value_update, most = map(float, line.split()[4:])
         assert most == pytest.approx(models + max(rollout, scoring, policy_update, value_update), abs=0.11)

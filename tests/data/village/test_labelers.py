@@ -59,7 +59,7 @@ def test_labelers_see_harm(world):
 
 
 def test_held_out_labelers_care_more_for_kindness(world):
-    """Of an answer that declines and an insult that was asked for, they prefer the former, training labelers the latter."""
+    """Of an answer that declines and an insult asked for, they prefer the former, training labelers the latter."""
 
     def preference(group, asked, declining, rude):
         margins = []
