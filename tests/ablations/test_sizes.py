@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from ablations import sizes
 from ablations.sizes import (
     FILES,
     FROM_RUN,
@@ -56,6 +57,21 @@ def test_the_runs_own_size_is_the_scripts_default():
     assert str(folder_of(Config(out="o", quick=True), FROM_RUN)) == f"o/quick/sizes/{FROM_RUN}"
 
 
+def test_learning_rates_by_size(monkeypatch):
+    """Those of the run's own models by the square root of the width; SFT's as they were tuned, where they were."""
+    theirs = {"base.pt": 3e-3, "sft.pt": 4e-4, "ppo_init.pt": 1e-3, "ppo.pt": 2e-4, "ppo_ptx.pt": 2e-4}
+    monkeypatch.setattr(sizes, "settings_of", lambda path, _: {"name": path.stem, "learning_rate": theirs[path.name]})
+    used = {}
+    for script in (sizes.pretrain, sizes.sft, sizes.ppo):
+        monkeypatch.setattr(script, "main", lambda cfg: used.setdefault(f"{cfg.name}.pt", cfg.learning_rate))
+    for name, factor, sft_rate in (("0.2M", math.sqrt(2), 2.3e-3), ("26M", 0.5, 2e-4)):
+        used.clear()
+        sizes.train(Config(out="o"), name)
+        assert used.pop("sft.pt") == sft_rate
+        assert used == {file: pytest.approx(rate * factor, rel=0.02) for file, rate in theirs.items() if file in used}
+        assert len(used) == 4
+
+
 def test_sizes_are_read_in_their_order_or_refused():
     assert sizes_of("1.7M, 50k") == ["50k", "1.7M"]
     for wrong, said in (("50k,7B", "7B"), ("50k", "at least two"), ("", "at least two"), ("50k,50k", "at least two")):
@@ -75,11 +91,11 @@ def measured(mean, loss):
 
 
 def small_report(head_to_head=0.7, losses=(1.5, 0.9)):
-    sizes = {}
+    by_size = {}
     for name, parameters, loss, mean in (("50k", 50_000, losses[0], 0.2), ("1.7M", 1_700_000, losses[1], 0.6)):
-        sizes[name] = {"parameters": parameters, "models": {kind: measured(mean, loss) for kind in KINDS}}
+        by_size[name] = {"parameters": parameters, "models": {kind: measured(mean, loss) for kind in KINDS}}
     duel = {how: {"training": rate(0.1), "held_out": rate(head_to_head)} for how in ("sampled", "greedy")}
-    return {"n_prompts": 100, "sizes": sizes, "head_to_head": {"gpt": duel, "gpt_prompted": duel}}
+    return {"n_prompts": 100, "sizes": by_size, "head_to_head": {"gpt": duel, "gpt_prompted": duel}}
 
 
 def test_the_sentences_say_what_the_intervals_say():
