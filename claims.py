@@ -315,7 +315,7 @@ def users_prompts(run, values):
 
 
 def bleu_and_rouge(run):
-    """Claim 4, Table 14's metrics of the public tasks translation and summary, zero-shot, where the packages are there.
+    """Claim 4, Table 14's metrics of translation (English to Vell) and summary, zero-shot, where their packages are.
 
     (evaluate.py has exact answers and F1.) -> {metric: {model: 0 … 100}}
     """

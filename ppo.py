@@ -72,7 +72,7 @@ class Config(Training):
     ptx_coef: float = 0.0  # γ in Eq. 2, times the mean loss per token      paper: 0 for PPO, 27.8 for PPO-ptx
     ptx_per_episode: PositiveInt = 4  # pretraining examples per episode                    paper: 8
     ptx_window: PositiveInt = 32  # tokens of a pretraining example                         paper: silent
-    discount: Fraction = 1.0  # γ of GAE; 1 = no discount                                   paper: 1
+    discount: Fraction = 1.0  # of GAE, not γ of Eq. 2; 1 = none                                 paper: 1
     lam: Fraction = 0.95  # λ of GAE                                                        paper: silent
     whiten: bool = True  # advantages to mean 0, variance 1                                 paper: silent
     clip_ratio: PositiveFloat = 0.2  # ε of the clipped policy loss                         paper: 0.2
@@ -85,7 +85,7 @@ class Config(Training):
     value_learning_rate: PositiveFloat = 1e-3  # constant                                   paper: 9e-6
     value_only_iterations: int = 4  # at the start only the value model learns              paper: silent
     max_grad_norm: PositiveFloat = 1.0  # paper: silent
-    ema: Fraction = 0.985  # of the policy weights, per update        paper: 0.992, over nine times as many updates
+    ema: Fraction = 0.985  # of the policy weights, per update        paper: 0.992, over about nine times as many
     # looking at it
     sample_every: PositiveInt = 5  # iterations between samples on validation prompts
     sample_prompts: PositiveInt = 96  # how many
@@ -267,7 +267,10 @@ def update_values(value_model, optimizer, minibatch, cfg):
 
 
 def main(cfg, reward_model=None):
-    """reward_model: what scores responses, instead of the one in the file; all it needs is ScalarModel's `score`."""
+    """reward_model: what scores responses instead of the one in the file; all it needs is ScalarModel's `score`.
+
+    The value model starts from the file all the same, so scores of another size than the file's model gives cost time.
+    """
     device, out = set_up(cfg), output_folder(cfg.out)
     name = cfg.name or ("ppo_ptx" if cfg.ptx_coef else "ppo")
     init, reward = cfg.init or out / "ppo_init.pt", cfg.reward_model or out / "reward.pt"

@@ -1,13 +1,13 @@
-"""What holds PPO back, reward model or policy? PPO and best of n by the reward model, and by the labelers' own taste.
+"""What holds PPO back? PPO and best of n by the reward model, and by what it stands for, the labelers' own utility.
 
-    python ablations/best_of_n.py    # after run.py, a minute -> OUT/best_of_n.md, .json, with matplotlib .png; taste.pt
+    python ablations/best_of_n.py    # after run.py, two minutes -> OUT/best_of_n.md, .json, with matplotlib .png
 
-The training labelers' mean taste, before any mood, is what no reward model can know better than they do. Best of n: of
-n answers by PPO's initial policy to a new prompt the best one is kept, by reward.pt or by this taste; the answers are
-the same. PPO: run.py's, and one with the same settings that the taste itself rewards, scaled until the scores of those
-answers spread as reward.pt's do. What the taste does better is the reward model's fault. What is then still missing to
-a perfect answer, complete and true, is the policy's; a second table says in which requests. Win rates are by held-out
-labelers against one SFT answer per prompt, both at T = 1, as in evaluate.py.
+The training labelers' mean utility, without the noise of a ranking, is the best reward that a reward model could learn.
+Best of n: of n answers by PPO's initial policy to a new prompt the best one is kept, by reward.pt or by this utility;
+the answers are the same. PPO: run.py's, and one with the same settings that the utility rewards (OUT/utility.pt),
+scaled and shifted until it scores those answers with reward.pt's mean and spread. A second table says in which requests
+PPO stays below a perfect answer, complete and true. Win rates are by held-out labelers against one SFT answer per
+prompt, both at T = 1, as in evaluate.py.
 """
 
 import sys
@@ -23,7 +23,7 @@ import torch
 import ppo
 from core.batches import generator
 from core.checkpoint import load_policy, load_scalar_model, settings_of
-from core.config import Device, PositiveInt, Seed, command_line
+from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.output import output_folder
 from core.report import colours, interval, new_figure, percent, save_results, shortened, table
@@ -48,14 +48,14 @@ class Config(Device):
     unseen_prompts = 0  # all in phrasings that training prompts have
 
 
-class Taste:
-    """How much labelers like an answer on average, before any mood; scores rows of tokens as a reward model does."""
+class Utility:
+    """How much labelers like an answer on average, without noise; scores rows of tokens as a reward model does."""
 
-    def __init__(self, labelers, tokenizer, scale=1.0):
-        self.labelers, self.tokenizer, self.scale = labelers, tokenizer, scale
+    def __init__(self, labelers, tokenizer, scale=1.0, shift=0.0):
+        self.labelers, self.tokenizer, self.scale, self.shift = labelers, tokenizer, scale, shift
 
     def of(self, prompt, text):
-        return self.scale * fmean(person.impression(prompt, text) for person in self.labelers)
+        return self.scale * fmean(person.impression(prompt, text) for person in self.labelers) + self.shift
 
     def score(self, tokens, lengths):
         """Rows of a prompt, which ends with PROMPT_END, and a response. tokens: (B, T), lengths: (B,) -> (B,)"""
@@ -64,12 +64,22 @@ class Taste:
         return torch.tensor([self.of(asked + end, answer) for asked, end, answer in parts], device=tokens.device)
 
 
-def best_by_taste(taste, prompts, answers, n):
+def like_scores(utility, prompts, texts, scores, n):
+    """The utility with the mean of a reward model's scores, and their spread among n answers to the same prompt.
+
+    prompts, texts, scores: of n answers per prompt, one prompt after the other. -> Utility
+    """
+    found = [utility.of(*pair) for pair in zip(prompts, texts)]
+    scale = spread_within_prompts(scores, n) / spread_within_prompts(found, n)
+    return Utility(utility.labelers, utility.tokenizer, scale, fmean(scores) - scale * fmean(found))
+
+
+def best_by_utility(utility, prompts, answers, n):
     """Of every n answers to a prompt the index of the one that the labelers like best.
 
     prompts: list of str; answers: n per prompt, one prompt after the other, as (text, ended). -> [index into answers]
     """
-    liking = [taste.of(prompts[i // n], text) for i, (text, _) in enumerate(answers)]
+    liking = [utility.of(prompts[i // n], text) for i, (text, _) in enumerate(answers)]
     return [max(range(first, first + n), key=liking.__getitem__) for first in range(0, len(answers), n)]
 
 
@@ -79,6 +89,8 @@ def spread_within_prompts(scores, n):
 
 
 def main(cfg):
+    power_of_two = cfg.best_of > 1 and cfg.best_of & (cfg.best_of - 1) == 0
+    require(power_of_two, f"--best_of {cfg.best_of}: must be a power of two, and not 1")
     device, out = set_up(cfg), output_folder(cfg.out)
     tokenizer_spec, tokenizer = load_tokenizer(cfg.data)
     judge, training, held_out = Judge(cfg.data), *(load_labelers(cfg.data, group) for group in ("training", "held_out"))
@@ -100,36 +112,36 @@ def main(cfg):
     opponents = [text for text, _ in answers_of(sft, prompts, "opponents")]
     asked = [prompt for prompt in prompts for _ in range(cfg.best_of)]
     sampled = answers_of(policy, asked, "best of n")
-    taste, curves, n = Taste(training, tokenizer), {"reward model": {}, "labelers' own taste": {}}, 1
+    utility, curves, n = Utility(training, tokenizer), {"reward model": {}, "labelers' utility": {}}, 1
     while n <= cfg.best_of:
         first_n = [sampled[i] for i in range(len(sampled)) if i % cfg.best_of < n]
         chosen = {
             "reward model": [i for i, _ in best_of_n(reward_model, tokenizer, prompts, first_n, n)],
-            "labelers' own taste": best_by_taste(taste, prompts, first_n, n),
+            "labelers' utility": best_by_utility(utility, prompts, first_n, n),
         }
         for name, indices in chosen.items():
             curves[name][n] = judged([first_n[i][0] for i in indices])
         n *= 2
     perfect = judged([judge.good_answer(prompt) for prompt in prompts])
 
-    taste.scale = spread_within_prompts(score_answers(reward_model, tokenizer, asked, sampled), cfg.best_of)
-    liking = [taste.of(prompt, text) for prompt, (text, _) in zip(asked, sampled)]
-    taste.scale /= spread_within_prompts(liking, cfg.best_of)
+    scores, texts = score_answers(reward_model, tokenizer, asked, sampled), [text for text, _ in sampled]
+    utility = like_scores(utility, asked, texts, scores, cfg.best_of)
     shared = {name: getattr(cfg, name) for name in ("data", "out", "device", "threads", "dtype")}
-    settings = settings_of(out / "ppo.pt", ppo.Config) | shared | {"name": "taste", "save_every": 20, "resume": True}
-    ppo.main(ppo.Config(**settings), reward_model=taste)
+    settings = settings_of(out / "ppo.pt", ppo.Config) | shared | {"name": "utility", "save_every": 0, "resume": False}
+    ppo.main(ppo.Config(**settings), reward_model=utility)
     answers = {}
-    for name, file in {"reward model": "ppo.pt", "labelers' own taste": "taste.pt"}.items():
+    for name, file in {"reward model": "ppo.pt", "labelers' utility": "utility.pt"}.items():
         improved = load_policy(out / file, cfg, device, tokenizer_spec, sharded=False)
         answers[name] = [text for text, _ in answers_of(improved, prompts, "answers")]
     by_ppo = {name: judged(texts) for name, texts in answers.items()}
-    lost = {name: marks_lost(judge, prompts, texts) for name, texts in answers.items()}
+    lost = {name: points_lost(judge, prompts, texts) for name, texts in answers.items()}
 
     rows = [cells(f"best of {n} by {name}", found) for name, curve in curves.items() for n, found in curve.items()]
     rows += [cells(f"PPO by {name}", found) for name, found in by_ppo.items()] + [cells("a perfect answer", perfect)]
-    text = table(["", "win % vs SFT, held-out", "helpful", "true, on task", "Likert"], rows)
+    text = table(["", "win % vs SFT, held-out", "helpful", "truthful + informative", "Likert"], rows)
     text += f"\n\n{lost_table(lost)}\n"
-    found = {"config": vars(cfg), "curves": curves, "ppo": by_ppo, "perfect": perfect, "marks_lost": lost}
+    found = {"config": vars(cfg), "curves": curves, "ppo": by_ppo, "perfect": perfect, "points_lost": lost}
+    found |= {"scale": utility.scale, "shift": utility.shift}
     save_results(out, "best_of_n", found, text, best_of_n_figure(curves, by_ppo, perfect))
 
 
@@ -139,10 +151,10 @@ def cells(name, found):
     return [name, interval(found["held_out"]), *numbers]
 
 
-def marks_lost(judge, prompts, texts):
-    """How many of the judge's 7 marks the answers lack, by kind of request.
+def points_lost(judge, prompts, texts):
+    """How far the answers stay below the judge's 7, by kind of request.
 
-    -> {kind: {"n", "lost": marks in all, "example": [prompt, answer] of the first answer that lacks most}}, most first
+    -> {kind: {"n", "points": in all, "example": [prompt, answer] of the first answer that lacks most}}, most first
     """
     by_kind = defaultdict(list)
     for prompt, text in zip(prompts, texts):
@@ -150,19 +162,20 @@ def marks_lost(judge, prompts, texts):
     found = {}
     for kind, answers in by_kind.items():
         _, *example = max(answers, key=lambda answer: answer[0])
-        found[kind] = {"n": len(answers), "lost": sum(marks for marks, *_ in answers), "example": example}
-    return dict(sorted(found.items(), key=lambda item: -item[1]["lost"]))
+        found[kind] = {"n": len(answers), "points": sum(points for points, *_ in answers), "example": example}
+    return dict(sorted(found.items(), key=lambda item: -item[1]["points"]))
 
 
 def lost_table(lost, kinds=12):
-    """The kinds of request in which PPO by the reward model loses most, beside PPO by the taste."""
-    (by_model, by_taste), rows = lost.values(), []
-    totals = [max(1, sum(found["lost"] for found in some.values())) for some in (by_model, by_taste)]
+    """The kinds of request in which PPO by the reward model loses most, beside PPO by the labelers' utility."""
+    (by_model, by_utility), rows = lost.values(), []
+    total = max(1, sum(found["points"] for found in by_model.values()))
     for kind, found in list(by_model.items())[:kinds]:
         prompt, answer = found["example"]
-        shares = [percent(some[kind]["lost"] / total) for some, total in zip((by_model, by_taste), totals)]
-        rows.append([kind, found["n"], *shares, f"{shortened(prompt, 70)} → {shortened(answer, 60)}"])
-    head = ["request", "n", "of the marks that PPO by reward model lacks", "by taste", "for example, by reward model"]
+        each = [f"{some[kind]['points'] / some[kind]['n']:.1f}" for some in (by_model, by_utility)]
+        example = f"{shortened(prompt, 70)} → {shortened(answer, 60)}"
+        rows.append([kind, found["n"], percent(found["points"] / total), *each, example])
+    head = ["request", "n", "of all points below 7", "per answer, by reward model", "by utility", "for example"]
     return table(head, rows)
 
 

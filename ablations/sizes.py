@@ -245,7 +245,7 @@ def page(found):
     head = [f"% preferred to SFT of {list(found['sizes'])[-1]}", "parameters"]
     head += [f"{how}, {group}" for how in ("T = 1", "greedy") for group in groups]
     text = "\n".join(f"- {sentence}" for sentence in sentences(found))
-    text += f"\n\n{table([*head, 'helpful', 'true, on task', 'corpus loss', 'tasks'], rows)}\n"
+    text += f"\n\n{table([*head, 'helpful', 'truthful + informative', 'corpus loss', 'tasks'], rows)}\n"
     text += f"\nThe judge's Likert mark and the flags of Table 3, at T = 1, % of n answers\n\n{flags_table(found)}\n"
     return f"{found['n_prompts']} test prompts, 95 % intervals.\n\n{text}"
 

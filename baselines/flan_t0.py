@@ -460,7 +460,7 @@ def page(found):
         task_rows.append([TITLES[key], *map(percent, means), f"{model['corpus_loss']:.2f}"])
     groups = [group.replace("_", "-") for group in groups_of(model)]
     head = ["% preferred to SFT", *(f"{how}, {group}" for how in ("T = 1", "greedy") for group in groups)]
-    head += ["paper", "helpful", "true, on task", "score"]
+    head += ["paper", "helpful", "truthful + informative", "score"]
     duels = []
     for key, ways in found["head_to_head"].items():
         rates = [interval(ways[how][group]) for how in ways for group in ways[how]]

@@ -131,7 +131,7 @@ CANNOT_ANSWER, NOT_IN_PARAGRAPH = "CANNOTANSWER", "This cannot be answered from 
 
 def read_quac(path):
     """val_v0.2.json: {"data": [{"title", "section_title", "paragraphs": [{"context", "qas": [{"question", "answers",
-    "orig_answer"}]}]}]}, where the context ends with CANNOTANSWER, an answer that nobody finds in the text
+    "orig_answer"}]}]}]}, where the context ends with CANNOTANSWER, which stands for "no answer"
 
     A question follows those asked before, with what the teacher replied. Several people answered it afterwards.
     """
@@ -154,7 +154,7 @@ def read_quac(path):
 
 
 def answerable_or_not(replies):
-    """As the majority of the people says, QuAC's official script: only their answers, or only that there is none."""
+    """QuAC's official rule: if at least half found no answer, only that there is none, else the answers."""
     answers = [reply for reply in replies if reply != NOT_IN_PARAGRAPH]
     return answers if 2 * len(answers) > len(replies) else [NOT_IN_PARAGRAPH]
 

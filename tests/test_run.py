@@ -213,7 +213,7 @@ def test_ppo_from_other_starts(killed, capsys):
     assert capsys.readouterr().out.count("made with these settings") == 2, "what is there is not trained again"
 
 
-def test_best_of_n_by_reward_model_and_by_taste(killed, capsys):
+def test_best_of_n_by_reward_model_and_by_utility(killed, capsys):
     from ablations import best_of_n
 
     out, _ = killed
@@ -221,13 +221,15 @@ def test_best_of_n_by_reward_model_and_by_taste(killed, capsys):
     best_of_n.main(replace(cfg, max_new_tokens=16))
     found, printed = json.loads((out / "best_of_n.json").read_text()), capsys.readouterr().out
     assert (out / "best_of_n.md").read_text() in printed
-    by_model, by_taste = found["curves"].values()
-    assert list(by_model) == list(by_taste) == ["1", "2", "4"] and by_model["1"] == by_taste["1"], "nothing to choose"
-    assert found["perfect"]["likert"] == 7 >= by_taste["4"]["likert"] and found["perfect"]["helpful"] == 1
-    assert list(found["ppo"]) == list(found["curves"]) and "PPO by labelers' own taste" in printed
-    first, last = (records_of(out / "taste.jsonl")[i]["step"] for i in (0, -1))
+    by_model, by_utility = found["curves"].values()
+    assert list(by_model) == list(by_utility) == ["1", "2", "4"] and by_model["1"] == by_utility["1"], (
+        "nothing to choose"
+    )
+    assert found["perfect"]["likert"] == 7 >= by_utility["4"]["likert"] and found["perfect"]["helpful"] == 1
+    assert list(found["ppo"]) == list(found["curves"]) and "PPO by labelers' utility" in printed
+    first, last = (records_of(out / "utility.jsonl")[i]["step"] for i in (0, -1))
     assert (first, last) == (1, records_of(out / "ppo.jsonl")[-1]["step"]), "as long as run.py's own"
-    assert not same(weights_of(out / "taste.pt"), weights_of(out / "ppo.pt"))
+    assert not same(weights_of(out / "utility.pt"), weights_of(out / "ppo.pt"))
 
 
 def test_the_alternatives_on_one_table(killed, capsys):

@@ -1,25 +1,33 @@
-"""Best of n, and scores, by the labelers' taste. (tests/test_run.py runs the command.)"""
+"""Best of n, and scores, by the labelers' utility. (tests/test_run.py runs the command.)"""
 
-from statistics import pstdev
+from statistics import fmean, pstdev
 from types import SimpleNamespace
 
 import pytest
 
-from ablations.best_of_n import Taste, best_by_taste, cells, lost_table, marks_lost, spread_within_prompts
+from ablations.best_of_n import (
+    Utility,
+    best_by_utility,
+    cells,
+    like_scores,
+    lost_table,
+    points_lost,
+    spread_within_prompts,
+)
 from model import pad
 
 
-def test_the_best_by_taste_is_found_by_hand():
+def test_the_best_by_utility_is_found_by_hand():
     """Two people: one likes length, the other counts x's ten times as much."""
     length = SimpleNamespace(impression=lambda prompt, text: len(text) if prompt == "p" else -len(text))
     marks = SimpleNamespace(impression=lambda prompt, text: 10 * text.count("x"))
     answers = [(text, True) for text in ("aaaa", "x", "aaaaaaaaaaaaaa", "aaaa", "xa", "a")]
-    assert best_by_taste(Taste([length], None), ["p", "q"], answers, 3) == [2, 5]
-    assert best_by_taste(Taste([length, marks], None), ["p", "q"], answers, 3) == [2, 4], "4, 11, 14 and -4, 8, -1"
-    assert best_by_taste(Taste([marks], None), ["p"] * 6, answers, 1) == [0, 1, 2, 3, 4, 5]
+    assert best_by_utility(Utility([length], None), ["p", "q"], answers, 3) == [2, 5]
+    assert best_by_utility(Utility([length, marks], None), ["p", "q"], answers, 3) == [2, 4], "4, 11, 14 and -4, 8, -1"
+    assert best_by_utility(Utility([marks], None), ["p"] * 6, answers, 1) == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_taste_scores_rows_as_a_reward_model_does(tokenizer):
+def test_the_utility_scores_rows_as_a_reward_model_does(tokenizer):
     """Prompt and answer are found again in the tokens; padding, and end-of-text, belong to neither."""
     heard = []
     person = SimpleNamespace(impression=lambda prompt, text: heard.append((prompt, text)) or len(text))
@@ -27,8 +35,8 @@ def test_the_taste_scores_rows_as_a_reward_model_does(tokenizer):
     pairs = [("Emil: Hello!\nFriend:\n>", " Hello Emil.\n> Hello."), ("What?\n>", " An owl."), ("Who?\n>", "")]
     rows = [tokenizer.encode_ordinary(prompt) + tokenizer.encode_ordinary(text) for prompt, text in pairs]
     rows[1].append(tokenizer.eot_token)
-    scores = Taste([person, other], tokenizer, scale=3.0).score(*pad(rows, value=tokenizer.eot_token))
-    assert heard == pairs and scores.tolist() == [3 * len(text) / 2 for _, text in pairs]
+    scores = Utility([person, other], tokenizer, scale=3.0, shift=-1.0).score(*pad(rows, value=tokenizer.eot_token))
+    assert heard == pairs and scores.tolist() == [3 * len(text) / 2 - 1 for _, text in pairs]
 
 
 def test_spread_is_within_prompts():
@@ -37,21 +45,31 @@ def test_spread_is_within_prompts():
     assert spread_within_prompts(first + second, 3) == pytest.approx(expected)
 
 
-def test_the_marks_that_answers_lack_by_hand():
+def test_the_utility_gets_the_mean_and_the_spread_of_the_scores():
+    person = SimpleNamespace(impression=lambda prompt, text: len(text) if prompt == "p" else 10 * len(text))
+    prompts, texts, scores = ["p", "p", "q", "q"], ["a", "aaa", "aaaa", "aa"], [1.0, -2.0, 3.0, 7.0]
+    matched = like_scores(Utility([person], None, scale=1.0), prompts, texts, scores, 2)
+    found = [matched.of(*pair) for pair in zip(prompts, texts)]
+    assert fmean(found) == pytest.approx(fmean(scores))
+    assert spread_within_prompts(found, 2) == pytest.approx(spread_within_prompts(scores, 2))
+    assert found[1] > found[0] and found[2] > found[3], "the order is the labelers'"
+
+
+def test_the_points_that_answers_lack_by_hand():
     marks = {" right": 7, " poor": 3, " worse": 1}
     letter, story = (
         "Write a letter from Olga to Zeno about the comb.\n>",
         "Write a short story about Nils and a bear.\n>",
     )
     prompts, texts = [letter, story, letter, story, story], [" poor", " worse", " right", " worse", " right"]
-    lost = marks_lost(lambda prompt, text: {"likert": marks[text]}, prompts, texts)
+    lost = points_lost(lambda prompt, text: {"likert": marks[text]}, prompts, texts)
     assert list(lost) == ["story", "letter"], "most first"
-    assert lost["story"] == {"n": 3, "lost": 12, "example": [story, " worse"]}
-    assert lost["letter"] == {"n": 2, "lost": 4, "example": [letter, " poor"]}
-    better = {"letter": {"n": 2, "lost": 1, "example": []}, "story": {"n": 3, "lost": 0, "example": []}}
-    first, second = lost_table({"model": lost, "taste": better}).splitlines()[2:]
-    assert [cell.strip() for cell in first.split("|")[1:5]] == ["story", "3", "75 %", "0 %"]
-    assert [cell.strip() for cell in second.split("|")[1:5]] == ["letter", "2", "25 %", "100 %"]
+    assert lost["story"] == {"n": 3, "points": 12, "example": [story, " worse"]}
+    assert lost["letter"] == {"n": 2, "points": 4, "example": [letter, " poor"]}
+    better = {"letter": {"n": 2, "points": 1, "example": []}, "story": {"n": 3, "points": 0, "example": []}}
+    first, second = lost_table({"model": lost, "utility": better}).splitlines()[2:]
+    assert [cell.strip() for cell in first.split("|")[1:6]] == ["story", "3", "75 %", "4.0", "0.0"]
+    assert [cell.strip() for cell in second.split("|")[1:6]] == ["letter", "2", "25 %", "2.0", "0.5"]
 
 
 def test_a_row_of_the_table():
