@@ -393,7 +393,7 @@ def preference_summary(report):
         found = report["perfect_answers"]
         rates = [interval(found[key]["held_out"]) for key in ("win_rate", "win_rate_greedy")]
         rows.append(["(a perfect answer)", *rates, *["-"] * 3])
-    head = ["", "sampled, T = 1", "both greedy", "helpful", "truthful + informative", "harmless"]
+    head = ["", "sampled, T = 1", "both greedy", "helpful", "truthful + inf.", "harmless"]
     title = f"Who is preferred? Answers to {report['n_prompts']} new prompts: % of them that people prefer to SFT's\n"
     title += "(50: as good as SFT; in brackets the 95 % interval), and what the judge says of them, from 0 to 1"
     return f"{title}\n{table(head, rows)}"

@@ -57,9 +57,7 @@ class Config(Device):
     cnn_dm: str = ""  # CNN/Daily Mail, .csv or .jsonl with article and highlights
     tldr: str = ""  # the filtered TL;DR's valid.jsonl or test.jsonl
     samples: str = ""  # score these samples, released ones or those written here; several: a,b
-    shots: int = (
-        0  # solved examples in front of each question, in rows of their own   paper: 15; SQuADv2, DROP 4; QuAC 2
-    )
+    shots: int = 0  # solved examples before each question, in rows of their own  paper: 15; DROP, SQuADv2 4; QuAC 2
     limit: int = 0  # at most so many items of each set; 0 = all
     batch_size: PositiveInt = 16  # texts at a time
     out: str = "out/benchmarks"  # the folder to write
