@@ -278,7 +278,7 @@ def mistakes(run, values):
 
 def users_prompts(run, values):
     """Fig. 3 and 4: users' test prompts, as evaluate.py has them, and the same as they are written for GPT, behind two
-    solved ones. Table 3's flags, Likert marks by use case, hedging; win rates against SFT on prompts written for GPT.
+    solved ones. Table 3's flags and Likert, by use case, too; hedging; win rates against SFT on those for GPT.
     """
     cfg, block_size = run.cfg, next(iter(run.models.values())).config.block_size
     longest = max((len(run.tokenizer.encode_ordinary(prefix)) for prefix in read_prefixes(cfg)), default=0)
@@ -289,12 +289,12 @@ def users_prompts(run, values):
     cases = [record["use_case"] for record in records]
     for key in run.models:
         verdicts = run.marked(key, prompts, "answers", temperature=1.0)
-        for flag, first in verdicts[0].items():
-            if isinstance(first, float) or first is None:
-                values[flag][USERS][key] = [v[flag] for v in verdicts]
-        for case in ("all", *sorted(set(cases))):
-            some = [v["likert"] for v, its_case in zip(verdicts, cases) if case in ("all", its_case)]
-            values["Likert"][case][key] = some
+        flags = [flag for flag, first in verdicts[0].items() if isinstance(first, float) or first is None]
+        for case in (USERS, *sorted(set(cases))):
+            some = [v for v, its_case in zip(verdicts, cases) if case in (USERS, its_case)]
+            values["Likert"][case][key] = [v["likert"] for v in some]
+            for flag in flags:
+                values[flag][case][key] = [v[flag] for v in some]
         hedges = []
         for prompt, marks in zip(prompts, verdicts):
             acts = acts_of(prompt, marks["text"])

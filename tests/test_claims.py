@@ -277,7 +277,10 @@ def test_users_prompts_and_the_same_written_for_gpt(run, tmp_path):
     asked.scripts["gpt"] = lambda prompt, nth: " I would rather not be unkind to Ada."
     values = measured(claims.users_prompts, asked)
     assert set(values["fails the task"]["users' prompts"]["ppo"]) == {0.0}
-    assert values["Likert"]["all"]["ppo"] == [7] * 10 and values["Likert"]["open qa"]["ppo"] == [7] * 5
+    assert values["Likert"]["users' prompts"]["ppo"] == [7] * 10 and values["Likert"]["open qa"]["ppo"] == [7] * 5
+    fails = values["fails the task"]
+    assert set(fails) == {"users' prompts", "open qa", "generation"} and fails["open qa"]["sft"] == [1.0] * 5
+    assert [len(fails[case]["sft"]) for case in ("users' prompts", "generation")] == [10, 5]
     assert len(values["Likert"]["generation"]["sft"]) == 5
     hedges = values["hedges: does not know, no comment, refuses"]["users' prompts"]
     assert set(hedges["gpt_prompted"]) == {1.0} and set(hedges["ppo"]) == {0.0} == set(hedges["sft"])
