@@ -109,9 +109,10 @@ def sentences(epochs, duel):
     """What they show. duel: {"sampled", "greedy": win rate of the reward model's choice}, {} for one and the same."""
     by_loss, by_score = chosen(epochs).values()
     losses = [epoch["valid_loss"] for epoch in epochs]
+    last = "the last" if by_loss == len(losses) else f"and {losses[-1]:.3f} after epoch {len(losses)}"
     said = [
-        f"The validation loss is lowest after epoch {by_loss}, {losses[by_loss - 1]:.3f}, and {losses[-1]:.3f} after "
-        f"epoch {len(losses)}; the reward model likes the answers of epoch {by_score} best."
+        f"The validation loss is lowest after epoch {by_loss}, {losses[by_loss - 1]:.3f}, {last}; the reward model "
+        f"likes the answers of epoch {by_score} best."
     ]
     for how, rate in duel.items():
         when = "At T = 1" if how == "sampled" else "Greedy"
