@@ -86,7 +86,7 @@ class Config(Device):
 
 QUICK = {"prompts": 16, "of_each": 4, "starts": 2, "samples": 1, "max_new_tokens": 24}
 ALSO = {"sizes": "ablations.sizes", "flan_t0": "baselines.flan_t0", "labeler_folds": "ablations.labeler_folds"}
-OPTIONAL = {"translation": "sacrebleu", "summary": "rouge_score"}  # packages; without them no BLEU, no ROUGE-L
+PACKAGES = {"BLEU": "sacrebleu", "ROUGE-L": "rouge_score"}  # a metric is left out where its package is not installed
 BY_OTHERS = {"sizes": "sizes.json", "baselines": "baselines.json", "labeler_folds": "labeler_folds.json"}
 
 
@@ -320,19 +320,21 @@ def bleu_and_rouge(run):
     (evaluate.py has exact answers and F1.) -> {metric: {model: 0 … 100}}
     """
     items = [item for _, item in read_jsonl(Path(run.cfg.data) / "tasks.jsonl")]
-    scores = defaultdict(dict)
-    for task in filter(lambda task: find_spec(OPTIONAL[task]), OPTIONAL):
+
+    def mean_rouge_l(texts, right):
+        return 100 * fmean(map(rouge_l, texts, right))
+
+    scores = {}
+    for metric, task, score in (("BLEU", "translation", bleu), ("ROUGE-L", "summary", mean_rouge_l)):
+        if not find_spec(PACKAGES[metric]):
+            continue
         asked = with_shots([item for item in items if item["task"] == task], shots=0)
         contexts, right = zip(*((context, item["answer"].strip()) for item, context in asked))
-        for key in run.models:
-            if key != "gpt_prompted":  # tasks have examples of their own
-                model = sampling_copy(run.models[key], run.cfg)
-                answers = respond(model, run.tokenizer, contexts, TASK_TOKENS, temperature=0, stop="\n")
-                texts = [text.strip() for text, _ in answers]
-                if task == "translation":
-                    scores["BLEU of translation"][key] = bleu(texts, right)
-                else:
-                    scores["ROUGE-L of summary"][key] = 100 * fmean(map(rouge_l, texts, right))
+        of_models = scores[f"{metric} of {task}"] = {}
+        for key in run.models.keys() - {"gpt_prompted"}:  # tasks have examples of their own
+            model = sampling_copy(run.models[key], run.cfg)
+            answers = respond(model, run.tokenizer, contexts, TASK_TOKENS, temperature=0, stop="\n")
+            of_models[key] = score([text.strip() for text, _ in answers], right)
     return scores
 
 
@@ -410,7 +412,7 @@ def digest(cfg, out, report):
     models = [out / file for key in MODELS for file in FILES.get(key, [f"{key}.pt"])]
     files = [path for path in (*models, *sorted(source_files(Path(__file__).resolve()))) if path.exists()]
     parts = [sha256(path.read_bytes()).hexdigest() for path in files] + [report.get("prefix"), report["seed"]]
-    parts += [find_spec(package) is not None for package in OPTIONAL.values()]
+    parts += [find_spec(package) is not None for package in PACKAGES.values()]
     settings = {key: value for key, value in vars(cfg).items() if key not in ("runs", "data", "out", "also", "threads")}
     return sha256(json.dumps([parts, settings], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -269,7 +269,7 @@ def update_values(value_model, optimizer, minibatch, cfg):
 def main(cfg, reward_model=None):
     """reward_model: what scores responses instead of the one in the file; all it needs is ScalarModel's `score`.
 
-    The value model starts from the file all the same, so scores of another size than the file's model gives cost time.
+    The value model starts from the file all the same, and has to learn more where the scores are of another scale.
     """
     device, out = set_up(cfg), output_folder(cfg.out)
     name = cfg.name or ("ppo_ptx" if cfg.ptx_coef else "ppo")

@@ -27,7 +27,7 @@ from core.config import Device, PositiveInt, Seed, command_line, require
 from core.device import sampling_copy, set_up
 from core.output import output_folder
 from core.report import colours, interval, new_figure, percent, save_results, shortened, table
-from core.text import best_of_n, decode_answer, respond, score_answers
+from core.text import decode_answer, respond, score_answers
 from data.folder import load_tokenizer
 from data.village.grammar import PROMPT_END
 from data.village.intents import understand
@@ -64,23 +64,21 @@ class Utility:
         return torch.tensor([self.of(asked + end, answer) for asked, end, answer in parts], device=tokens.device)
 
 
-def like_scores(utility, prompts, texts, scores, n):
-    """The utility with the mean of a reward model's scores, and their spread among n answers to the same prompt.
+def best_of_first(scores, n, of):
+    """Of the first n of every `of` answers to a prompt the index of the one that scores highest.
 
-    prompts, texts, scores: of n answers per prompt, one prompt after the other. -> Utility
+    scores: of `of` answers per prompt, one prompt after the other. -> [index into scores]
     """
-    found = [utility.of(*pair) for pair in zip(prompts, texts)]
-    scale = spread_within_prompts(scores, n) / spread_within_prompts(found, n)
-    return Utility(utility.labelers, utility.tokenizer, scale, fmean(scores) - scale * fmean(found))
+    return [max(range(first, first + n), key=scores.__getitem__) for first in range(0, len(scores), of)]
 
 
-def best_by_utility(utility, prompts, answers, n):
-    """Of every n answers to a prompt the index of the one that the labelers like best.
+def scale_and_shift(utilities, scores, n):
+    """scale, shift that give utilities the scores' mean, and their spread among the n answers to one prompt.
 
-    prompts: list of str; answers: n per prompt, one prompt after the other, as (text, ended). -> [index into answers]
+    utilities, scores: of n answers per prompt, one prompt after the other.
     """
-    liking = [utility.of(prompts[i // n], text) for i, (text, _) in enumerate(answers)]
-    return [max(range(first, first + n), key=liking.__getitem__) for first in range(0, len(answers), n)]
+    scale = spread_within_prompts(scores, n) / spread_within_prompts(utilities, n)
+    return scale, fmean(scores) - scale * fmean(utilities)
 
 
 def spread_within_prompts(scores, n):
@@ -111,21 +109,19 @@ def main(cfg):
 
     opponents = [text for text, _ in answers_of(sft, prompts, "opponents")]
     asked = [prompt for prompt in prompts for _ in range(cfg.best_of)]
-    sampled = answers_of(policy, asked, "best of n")
-    utility, curves, n = Utility(training, tokenizer), {"reward model": {}, "labelers' utility": {}}, 1
-    while n <= cfg.best_of:
-        first_n = [sampled[i] for i in range(len(sampled)) if i % cfg.best_of < n]
-        chosen = {
-            "reward model": [i for i, _ in best_of_n(reward_model, tokenizer, prompts, first_n, n)],
-            "labelers' utility": best_by_utility(utility, prompts, first_n, n),
-        }
-        for name, indices in chosen.items():
-            curves[name][n] = judged([first_n[i][0] for i in indices])
-        n *= 2
+    sampled, utility = answers_of(policy, asked, "best of n"), Utility(training, tokenizer)
+    scores = {
+        "reward model": score_answers(reward_model, tokenizer, asked, sampled),
+        "labelers' utility": [utility.of(prompt, text) for prompt, (text, _) in zip(asked, sampled)],
+    }
+    curves = {name: {} for name in scores}
+    for name, of_answers in scores.items():
+        for n in (2**k for k in range(cfg.best_of.bit_length())):
+            curves[name][n] = judged([sampled[i][0] for i in best_of_first(of_answers, n, cfg.best_of)])
     perfect = judged([judge.good_answer(prompt) for prompt in prompts])
 
-    scores, texts = score_answers(reward_model, tokenizer, asked, sampled), [text for text, _ in sampled]
-    utility = like_scores(utility, asked, texts, scores, cfg.best_of)
+    scale, shift = scale_and_shift(scores["labelers' utility"], scores["reward model"], cfg.best_of)
+    utility = Utility(training, tokenizer, scale, shift)
     shared = {name: getattr(cfg, name) for name in ("data", "out", "device", "threads", "dtype")}
     settings = settings_of(out / "ppo.pt", ppo.Config) | shared | {"name": "utility", "save_every": 0, "resume": False}
     ppo.main(ppo.Config(**settings), reward_model=utility)
@@ -141,7 +137,7 @@ def main(cfg):
     text = table(["", "win % vs SFT, held-out", "helpful", "truthful + informative", "Likert"], rows)
     text += f"\n\n{lost_table(lost)}\n"
     found = {"config": vars(cfg), "curves": curves, "ppo": by_ppo, "perfect": perfect, "points_lost": lost}
-    found |= {"scale": utility.scale, "shift": utility.shift}
+    found |= {"scale": scale, "shift": shift}
     save_results(out, "best_of_n", found, text, best_of_n_figure(curves, by_ppo, perfect))
 
 

@@ -130,8 +130,8 @@ CANNOT_ANSWER, NOT_IN_PARAGRAPH = "CANNOTANSWER", "This cannot be answered from 
 
 
 def read_quac(path):
-    """val_v0.2.json: {"data": [{"title", "section_title", "paragraphs": [{"context", "qas": [{"question", "answers",
-    "orig_answer"}]}]}]}, where the context ends with CANNOTANSWER, which stands for "no answer"
+    """val_v0.2.json: {"data": [{"title", "section_title", "paragraphs": [{"context", "qas": [question]}]}]}
+    question: {"question", "answers", "orig_answer"}; the context ends with CANNOTANSWER, which stands for "no answer"
 
     A question follows those asked before, with what the teacher replied. Several people answered it afterwards.
     """

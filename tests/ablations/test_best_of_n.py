@@ -7,11 +7,11 @@ import pytest
 
 from ablations.best_of_n import (
     Utility,
-    best_by_utility,
+    best_of_first,
     cells,
-    like_scores,
     lost_table,
     points_lost,
+    scale_and_shift,
     spread_within_prompts,
 )
 from model import pad
@@ -21,10 +21,15 @@ def test_the_best_by_utility_is_found_by_hand():
     """Two people: one likes length, the other counts x's ten times as much."""
     length = SimpleNamespace(impression=lambda prompt, text: len(text) if prompt == "p" else -len(text))
     marks = SimpleNamespace(impression=lambda prompt, text: 10 * text.count("x"))
-    answers = [(text, True) for text in ("aaaa", "x", "aaaaaaaaaaaaaa", "aaaa", "xa", "a")]
-    assert best_by_utility(Utility([length], None), ["p", "q"], answers, 3) == [2, 5]
-    assert best_by_utility(Utility([length, marks], None), ["p", "q"], answers, 3) == [2, 4], "4, 11, 14 and -4, 8, -1"
-    assert best_by_utility(Utility([marks], None), ["p"] * 6, answers, 1) == [0, 1, 2, 3, 4, 5]
+    prompts, texts = "pppqqq", ("aaaa", "x", "aaaaaaaaaaaaaa", "aaaa", "xa", "a")
+
+    def best(people, n, of):
+        return best_of_first([Utility(people, None).of(*pair) for pair in zip(prompts, texts)], n, of)
+
+    assert best([length], 3, 3) == [2, 5]
+    assert best([length, marks], 3, 3) == [2, 4], "4, 11, 14 and -4, 8, -1"
+    assert best([marks], 1, 1) == [0, 1, 2, 3, 4, 5]
+    assert best([length], 2, 3) == [0, 4] and best([length], 1, 3) == [0, 3], "among the first ones only"
 
 
 def test_the_utility_scores_rows_as_a_reward_model_does(tokenizer):
@@ -48,7 +53,8 @@ def test_spread_is_within_prompts():
 def test_the_utility_gets_the_mean_and_the_spread_of_the_scores():
     person = SimpleNamespace(impression=lambda prompt, text: len(text) if prompt == "p" else 10 * len(text))
     prompts, texts, scores = ["p", "p", "q", "q"], ["a", "aaa", "aaaa", "aa"], [1.0, -2.0, 3.0, 7.0]
-    matched = like_scores(Utility([person], None, scale=1.0), prompts, texts, scores, 2)
+    utilities = [Utility([person], None).of(*pair) for pair in zip(prompts, texts)]
+    matched = Utility([person], None, *scale_and_shift(utilities, scores, 2))
     found = [matched.of(*pair) for pair in zip(prompts, texts)]
     assert fmean(found) == pytest.approx(fmean(scores))
     assert spread_within_prompts(found, 2) == pytest.approx(spread_within_prompts(scores, 2))
